@@ -99,7 +99,6 @@ HEADED = (
     "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ '</s>' if m.role == 'assistant' }}\n{% endfor %}"
 )
 DATED = "\nToday is {{ strftime_now('%d %b %Y') }}.\n" + CHATML  # its first character is a line break, which must stay
-SHOUTING = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,10 @@ FAMILIES = {
     "phi3": Family(PHI3, "<s>", "<|endoftext|>", (), (), ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "qwen3": Family(QWEN3, "<|endoftext|>", "<|im_end|>", ("<|im_start|>",), ("<think>", "</think>")),
     "r1": Family(
-        R1,
-        "<｜begin▁of▁sentence｜>",
-        "<｜end▁of▁sentence｜>",
-        ("<｜User｜>", "<｜Assistant｜>"),
+        R1, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>"),
         ("<think>", "</think>"),
     ),
-}
+}  # fmt: skip
 
 
 # ---- tokenizers that merge letters

@@ -7,14 +7,12 @@ import pytest
 from tests.data import chat_templates as templates
 from tests.data.chat_templates import chat_tokenizer
 from tests.data.test_records import turns
-from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import Message
 from trace_transfer.data.rendering import (
     ADDED_END,
     APART,
     COMPOSED,
     RenderingError,
-    example_lines,
     render_chat,
     render_plain,
 )
@@ -97,19 +95,6 @@ def test_what_a_template_leaves_out():
         render_chat(ONE, chat_tokenizer(), {"tokenize": True})
 
 
-@pytest.mark.parametrize(
-    "template, messages, expected",
-    [
-        (templates.LLAMA2, TWO, "Only user and assistant turns!"),
-        (templates.SHOUTING, TWO, "turn 2: the template does not write an answer as it stands"),
-    ],
-)
-def test_templates_that_do_not_take_it(template, messages, expected):
-    tokenizer = chat_tokenizer(template)
-    with pytest.raises(RenderingError, match=re.escape(expected)):
-        render_chat(messages, tokenizer)
-
-
 def test_plain():
     (rendered,) = render_plain(ONE, "</s>").texts
     assert rendered.text == "Hi\n\nHo</s>" and rendered.answers == ((4, 4, 6, 10),)
@@ -119,12 +104,3 @@ def test_plain():
         render_plain((ONE[0], Message("assistant", "", True, {"tool_calls": [{}]})), "</s>")
     with pytest.raises(RenderingError, match="it has tools, which the plain template cannot write"):
         render_plain(ONE, "</s>", {"tools": [{}]})
-
-
-def test_what_is_learned_stands_between_brackets():
-    """Readable without colour, and harmless."""
-    example, pieces = Example("math:3", (1, 2), (-100, 2)), (("<user>\nHi\n<bot>\n", False), ("Ho\x1b[2J</s>", True))
-    assert example_lines([TaskData("math", (example,), 1, 0, 0, "chat", "", ("columns: id",), pieces)]) == [
-        "", "math:3 as the model reads it; ⟦what is learned⟧, ⏎ a line break:",
-        "  <user>⏎", "  Hi⏎", "  <bot>⏎", r"  ⟦Ho\x1b[2J</s>⟧", "! math: columns: id",
-    ]  # fmt: skip

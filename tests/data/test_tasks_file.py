@@ -2,7 +2,6 @@
 
 import pytest
 
-from trace_transfer.data.records import read_records
 from trace_transfer.data.tasks_file import TaskError, UnusableValueError, load_tasks, parse_source
 
 
@@ -30,6 +29,7 @@ def test_everything_wrong_is_said_at_once(write):
 tasks:
   - {name: math, data: maths.jsonl, feilds: {prompt: q}}
   - {name: math, data: gone.csv}
+  - {name: math, data: maths.jsonl}
   - {name: a/b, data: notes.txt}
   - {name: d, data: maths.jsonl, split: test, template: plane}
   - {name: f, data: maths.jsonl, fields: {promt: q}}
@@ -46,7 +46,7 @@ tasks:
         "task 'a/b': data: the extension '.txt' of 'notes.txt' is unknown; expected a .json",
         "task 'd': template: 'plane' is none of auto, chat, plain", "task 'f': fields: unknown field 'promt', ",
         "task 'g': fields: prompt, output are of different shapes", "task 'i': max_examples: found '7'",
-        "task 8 of the list: 'name:' is missing", "task 9 of the list: found a text",
+        "task 9 of the list: 'name:' is missing", "task 10 of the list: its keys: found 'maths.jsonl'",
     ):  # fmt: skip
         assert any(problem.startswith(told) for problem in found), told
 
@@ -55,26 +55,12 @@ tasks:
     "text, expected",
     [
         ("tasks: []", "tasks: found no tasks; expected"),
-        ("- name: math", "found a list; expected"),
         ("tasks: []\nmodel: x", "found the keys tasks, model; expected a list of tasks"),
         ("tasks:\n  - name: a\n    data: a/b\n    name: b\n", "tasks.yaml:4: not valid YAML: the key 'name' stands"),
     ],
 )
 def test_not_a_list_of_tasks(write, text, expected):
     assert expected in refused(write(text))
-
-
-def test_a_file_is_named_as_it_is_found_from_here(write, tmp_path):
-    """Not as it is written beside the others: nobody stands in that directory."""
-    (tmp_path / "there").mkdir()
-    file = tmp_path / "there" / "tasks.yaml"
-    file.write_text("tasks: [{name: a, data: ../maths.jsonl}, {name: b, data: owner/name}]")
-    write("")
-    local, hub = load_tasks(file)
-    assert (local.data, local.label) == ("../maths.jsonl", f"task a ({tmp_path}/there/../maths.jsonl)")
-    assert hub.label == "task b (owner/name)"
-    with pytest.raises(TaskError, match=rf"^task a \({tmp_path}/there/\.\./maths\.jsonl\): no records"):
-        read_records(local, file.parent)
 
 
 # ---- columns and formats of them

@@ -47,14 +47,12 @@ def test_engines_read_what_transformers_reads(tiny, tmp_path, engines, backend):
     memory = {"vllm": "gpu_memory_utilization", "sglang": "mem_fraction_static"}[backend]
     for name, state in (("base", base), ("patched", patched)):
         theirs = scored(state, suite, tmp_path / "hf" / name)
-        ours = scored(
-            state, suite, tmp_path / backend / name, backend=backend, backend_arguments={size: 2, memory: 0.8}
-        )
+        given = {"backend": backend, "backend_arguments": {size: 2, memory: 0.8}}
+        ours = scored(state, suite, tmp_path / backend / name, **given)
         for one, other in zip(theirs.scores, ours.scores, strict=True):
             assert one.value == pytest.approx(other.value, rel=1e-5) and one.num_examples == other.num_examples
-            samples = [
-                (tmp_path / kind / name / "samples" / f"{one.name}.jsonl").read_text() for kind in ("hf", backend)
-            ]
+            places = (tmp_path / kind / name / "samples" / f"{one.name}.jsonl" for kind in ("hf", backend))
+            samples = [place.read_text() for place in places]
             if one.kind in ("exact-match", "harness"):  # what is written, to the letter
                 assert samples[0] == samples[1] and "output" in samples[0]
         assert ours.libraries[backend] and not (tmp_path / backend / name / "model-for-engine").exists()
@@ -87,16 +85,15 @@ def test_what_is_refused_before_anything_is_loaded(tiny, tmp_path, engines, monk
             plan_evaluation(tiny("llama"), load_suite(file), EvaluateSettings.of(**settings))
         return str(caught.value)
 
-    told = refused(backend_arguments={"paralelize": True, "trust_remote_code": True})
-    assert "paralelize: no such setting; did you mean parallelize?" in told
+    assert "paralelize: no such setting; did you mean parallelize?" in refused(backend_arguments={"paralelize": True})
+    told = refused(backend="vllm", backend_arguments={"trust_remote_code": True})
     assert "trust_remote_code: is not to be given here" in told
     assert "device: --backend vllm takes the GPUs" in refused(backend="vllm", device="cuda:1")
     file.write_text(file.read_text().replace("kind: loss,", "kind: loss, metric: token-accuracy,"))
     assert "token-accuracy needs the likeliest token at every place" in refused(backend="sglang")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "--backend vllm: lm_eval and vllm are not installed here; pip install 'lm-eval[vllm]'" in refused(
-        backend="vllm"
-    )
+    told = refused(backend="vllm")
+    assert "--backend vllm: not installed here: lm_eval, vllm; pip install 'lm-eval[vllm]'" in told
 
 
 def test_a_model_on_two_gpus(tiny, tmp_path, monkeypatch):

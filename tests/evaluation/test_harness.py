@@ -1,6 +1,5 @@
 """Stock tasks of lm-evaluation-harness through us and by hand: the same numbers and texts."""
 
-import json
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -39,9 +38,8 @@ def _no_look_at_the_machine(monkeypatch):
 @pytest.mark.parametrize(("filter_name", "batch_size"), [("strict-match", 2), ("flexible-extract", 3)])
 def test_gsm8k_with_chains_of_thought(model, tmp_path, monkeypatch, filter_name, batch_size):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    suite = suite_of(
-        tmp_path, GSM8K, task="gsm8k_cot", shots=2, max_new_tokens=12, metric="exact_match", filter=filter_name
-    )  # fmt: skip
+    item = {"shots": 2, "max_new_tokens": 12, "metric": "exact_match", "filter": filter_name}
+    suite = suite_of(tmp_path, GSM8K, task="gsm8k_cot", **item)
     ours = run(*model, suite, limit=3, batch_size=batch_size)
     config = local("gsm8k/gsm8k-cot.yaml", tmp_path / "data.jsonl")
     config["generation_kwargs"]["max_gen_toks"] = 12
@@ -57,18 +55,8 @@ def test_gsm8k_with_chains_of_thought(model, tmp_path, monkeypatch, filter_name,
 
 def test_right_answers_are_counted(model, tmp_path, monkeypatch):
     """The numbers above may be equal because all is wrong: here the model says the answer to two of four."""
-    said = {
-        "She has": " Well. The answer is 5.",
-        "A robe": " The answer is 4.",
-        "Ten": "Hm",
-        "What": " The answer is 1000.",
-    }
-
-    def generate_until(self, requests, disable_tqdm=False):
-        questions = [request.args[0].rpartition("Q: ")[2] for request in requests]
-        return [next(text for start, text in said.items() if one.startswith(start)) for one in questions]
-
-    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", generate_until)
+    said = [" Well. The answer is 5.", " The answer is 4.", "Hm", " The answer is 1000."]
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", lambda *_, **__: said)
     outcome = run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1))
     assert [one.right for one in outcome.samples] == [True, False, False, True]
     assert (outcome.value, outcome.stderr) == (0.5, pytest.approx((1 / 3 / 4) ** 0.5))
@@ -100,9 +88,7 @@ def test_chat_answers_stop_where_training_ended_them(tiny, tmp_path):
     prompt = prepared.run(backend, lambda: None).samples[0].prompt
     assert "Today Date: 26 Jul 2024" in prompt and prompt.count("<|begin_of_text|>") == 1
     assert "strftime_now" in tokenizer.chat_template and "macro" not in tokenizer.chat_template
-    assert (
-        "<|start_header_id|>assistant<|end_header_id|>\n\nThere are 15" in prompt and "has she?\nA:<|eot_id|>" in prompt
-    )
+    assert "<|start_header_id|>assistant<|end_header_id|>\n\nThere are 15" in prompt
     refusing = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat", system="Count.")
     assert "template: chat: System role not supported" in refused((model, FAMILIES["gemma"].tokenizer()), refusing)
     bare = suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=1, template="chat")
@@ -134,52 +120,26 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
     def of(**item):
         return suite_of(tmp_path, GSM8K, **item)
 
-    monkeypatch.setattr(
-        harness, "stock_file", lambda name: harness._named_files().get(name)
-    )  # no ten seconds for a typo
+    monkeypatch.setattr(harness, "stock_file", harness._named_files().get)  # no ten seconds for a typo
     assert "no task 'gsm8k_coat' in lm-evaluation-harness; near: " in refused(model, of(task="gsm8k_coat"))
     assert "'mmlu' is a group, whose tasks have data sets of their own" in refused(model, of(task="mmlu"))
     told = refused(model, of(task="gsm8k_cot", metric="exactmatch", filter="strict"))
-    assert (
-        "unknown 'exactmatch', the task has: exact_match; did you mean" in told and "the task has: strict-match" in told
-    )
+    assert "metric: unknown 'exactmatch', the task has: exact_match; did you mean" in told
     assert "runs programs that the model writes, with nothing around them" in refused(model, of(task="humaneval"))
     assert "cannot use these records" in refused(model, of(task="medqa_4options"))
     assert "answers of up to 4000 tokens leave no room" in refused(model, of(task="gsm8k_cot"), max_new_tokens=4000)
     hub = Suite.of([{"name": "one", "kind": "harness", "task": "gsm8k_cot"}], tmp_path, "test")
-    told = refused(model, hub)
-    assert "data set openai/gsm8k/main could not be had from the hub" in told and "--data one=FILE" in told
+    assert "data set openai/gsm8k/main could not be had from the hub" in refused(model, hub)
 
 
-def test_a_harness_that_is_not_installed_is_told_once(model, tmp_path, monkeypatch):
+def test_a_harness_that_is_not_installed_is_told_once(model, monkeypatch):
     """With the names of all that need it, in the words of the package's own metadata."""
     monkeypatch.setattr("trace_transfer.evaluation.evaluating.find_spec", lambda name: None)
     told = refused(model, load_suite("paper"))
     names = [spec.name for spec in load_suite("paper").specs if spec.kind in ("harness", "humaneval")]
-    assert told.startswith(
-        f"suite paper: cannot be run:\n  - {', '.join(names)}: need lm-evaluation-harness, which is "
-    )
-    assert told.count("not installed") == 1 and len(names) > 5
-    assert "--suite FILE" in told and "pip install '.[evaluation]'" in told
     (wanted,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["evaluation"]
-    assert f"pip install '{wanted}' (in a copy" in told
-    alone = refused(model, suite_of(tmp_path, GSM8K, task="gsm8k_cot"))
-    assert alone.startswith("one: needs lm-evaluation-harness, which is not installed")
-
-
-def test_a_hub_that_does_not_answer_is_asked_once(model, tmp_path, monkeypatch):
-    asked = []
-
-    def ask(url, timeout):
-        asked.append(url)
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
-    items = [{"name": "one", "kind": "harness", "task": "gsm8k_cot"}, {"name": "code", "kind": "humaneval"}]
-    told = refused(model, Suite.of(items, tmp_path, "test"), allow_code_execution=True)
-    assert "could not be had from the hub (no route to host" in told and "--data code=FILE" in told
-    assert len(asked) == 2 and "openai/gsm8k" in asked[0]
+    assert f"{', '.join(names)}: need lm-evaluation-harness" in told and f"pip install '{wanted}'" in told
+    assert told.count("not installed") == 1
 
 
 def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
@@ -202,17 +162,11 @@ def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
 
 
 def test_nothing_is_printed_and_nothing_stays_changed(model, tmp_path, capfd):
-    import lm_eval.api.task
-
-    bar, pad = lm_eval.api.task.tqdm, model[1].padding_side
-    torch.manual_seed(7)
-    drawn = torch.rand(3).tolist()
-    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
     model[0].train()
     run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0, max_new_tokens=2))
-    assert capfd.readouterr() == ("", "")
-    assert lm_eval.api.task.tqdm is bar and model[1].padding_side == pad and model[0].training
-    assert torch.rand(3).tolist() == drawn
+    assert capfd.readouterr() == ("", "") and model[0].training
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_task_in_a_file_of_ones_own(model, tmp_path):
@@ -224,7 +178,6 @@ def test_a_task_in_a_file_of_ones_own(model, tmp_path):
     outcome = run(*model, suite_of(tmp_path, [{"q": "So?"}, {"q": "No?"}], task="tasks/mine.yaml"))
     assert [one.prompt for one in outcome.samples] == ["So?", "No?"]
     assert outcome.samples[0].more["continuations"] == [" yes", " no"]
-    assert json.loads(outcome.samples[0].line())["number"] == 0
 
 
 # ---- how the authors' scripts read an answer, on texts for which it can be said by reading those scripts
@@ -235,9 +188,7 @@ def test_a_task_in_a_file_of_ones_own(model, tmp_path):
     [
         ("The answer is $1,234.50 or 9. The answer is 8", "1234.50"),
         ("It is 4, no, 12.", "12"),
-        ("THE ANSWER IS -3!", "-3"),
         ("12. The answer is unknown.", INVALID),
-        ("", INVALID),
     ],
 )
 def test_gsm8k(text, number):
@@ -255,7 +206,6 @@ def test_gsm8k_target():
         ("A 45-year-old should rest.", "A"),
         ("The answer is D: knife", "D"),
         ("I would say B", "B"),
-        ("because", "B"),
         ("Never", INVALID),
     ],
 )

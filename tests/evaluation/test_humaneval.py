@@ -1,11 +1,8 @@
 """HumanEval: the stock task's configuration and scores, without the hub's code."""
 
-import json
-import os
 import runpy
 import sys
 import types
-from pathlib import Path
 
 import pytest
 from jinja2 import Template
@@ -14,7 +11,6 @@ from tests.evaluation.by_hand import STOCK
 from tests.evaluation.sandbox.test_programs import needs_landlock
 from trace_transfer.evaluation import paper_tasks
 from trace_transfer.evaluation.paper_tasks import harness_config, pass_rates
-from trace_transfer.evaluation.sandbox.programs import run_program
 
 # Two of HumanEval's problems (MIT licence, OpenAI), the tests shortened.
 RECORDS = [
@@ -49,28 +45,8 @@ test_of.__test__ = False
 def test_solutions_pass_and_wrong_ones_do_not():
     references = [test_of(record) for record in RECORDS]
     solutions = [[record["prompt"] + record["canonical_solution"]] for record in RECORDS]
-    assert pass_rates(references, solutions, [1]) == {"pass@1": 1.0, "killed": 0.0}
     wrong = [solutions[0], [RECORDS[1]["prompt"] + "    return None\n"]]
     assert pass_rates(references, wrong, [1]) == {"pass@1": 0.5, "killed": 0.0}
-
-
-@pytest.mark.slow
-@needs_landlock
-def test_all_canonical_solutions_pass():
-    """Give the official file's path as HUMANEVAL_JSONL."""
-    path = os.environ.get("HUMANEVAL_JSONL")
-    if path is None:
-        pytest.skip("HUMANEVAL_JSONL names no file")
-    records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    assert len(records) == 164
-
-    def passing(body: str | None) -> list[str]:
-        programs = [record["prompt"] + (body or record["canonical_solution"]) for record in records]
-        outcomes = map(run_program, programs, map(test_of, records))
-        return [record["task_id"] for record, outcome in zip(records, outcomes, strict=True) if outcome.passed]
-
-    assert passing(None) == [record["task_id"] for record in records]
-    assert passing("    return None\n") == []
 
 
 @needs_landlock

@@ -10,7 +10,6 @@ from tests.patch_files import bits, loaded, make_patch, mask_of, same_bits, stat
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import build_config, build_model
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
-from trace_transfer.errors import UserError
 from trace_transfer.models import sources as models
 from trace_transfer.patch.model_state import ModelState, StateError, write_model
 from trace_transfer.progress import Silent
@@ -130,7 +129,7 @@ def test_patches_in_another_order(tiny, tmp_path):
     with pytest.raises(StateError, match=r"not in the state that .*law.patch.* \(task 'law'\) begins with") as caught:
         state_of(base, two, one).check(Silent())
     assert all(f"  - {name}: " in str(caught.value) for name in shared)
-    for wrong in ((two,), (one, one), (one.inverse,), (one, two, one.inverse)):
+    for wrong in ((one, one), (one.inverse,), (one, two, one.inverse)):
         with pytest.raises(StateError, match=r"not in the state that .* (begins|ends) with"):
             state_of(base, *wrong).check(Silent())
     state_of(base, one, two, two.inverse, one.inverse, one).check(Silent())
@@ -138,14 +137,10 @@ def test_patches_in_another_order(tiny, tmp_path):
 
 def test_a_patch_that_was_applied_before(tiny, tmp_path):
     state = stream(tiny("llama"), tmp_path)[1]
-    write_model(state, tmp_path / "model", Silent())
-    for wrong, told in (
-        (state_of(tmp_path / "model", *state.patches), r"none that was applied before\.$"),
-        (state_of(tiny("llama"), state.patches[0].inverse), r"ends with; .*(?s:.*) none that was reverted before\.$"),
-        (state_of(tiny("llama", dtype=BF16), *state.patches), r"\(bfloat16 there, float32 in the patch\)"),
-    ):
-        with pytest.raises(StateError, match=told):
-            wrong.check(Silent())
+    with pytest.raises(StateError, match=r"ends with; .*(?s:.*) none that was reverted before\.$"):
+        state_of(tiny("llama"), state.patches[0].inverse).check(Silent())
+    with pytest.raises(StateError, match=r"\(bfloat16 there, float32 in the patch\)"):
+        state_of(tiny("llama", dtype=BF16), *state.patches).check(Silent())
 
 
 def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch):
@@ -170,9 +165,7 @@ def test_rows_beside_a_slice_must_fit_its_type(copy_of, tmp_path):
     """Back to bfloat16 with the trained rows, when another row has got a value that bfloat16 does not hold."""
     base = copy_of("llama", dtype=BF16)
     name = "model.layers.0.self_attn.q_proj.weight"
-    patch = make_patch(
-        state_of(base), tmp_path / "p", Mask({name: Slice(1, ((0, 3),))}), 1, save_dtype="float32"
-    )  # fmt: skip
+    patch = make_patch(state_of(base), tmp_path / "p", Mask({name: Slice(1, ((0, 3),))}), 1, save_dtype="float32")
     write_model(state_of(base, patch), tmp_path / "model", Silent())
     (file,) = (tmp_path / "model").glob("*.safetensors")
     tensors = load_file(file)
@@ -181,14 +174,3 @@ def test_rows_beside_a_slice_must_fit_its_type(copy_of, tmp_path):
     with pytest.raises(StateError, match=rf"p: stores {name} as bfloat16, which does not hold the values that"):
         write_model(state_of(tmp_path / "model", patch.inverse), tmp_path / "back", Silent())
     assert not (tmp_path / "back").exists()
-
-
-def test_a_directory_that_is_in_use(tiny, tmp_path):
-    state = state_of(tiny("llama"))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"model: not empty; name another --out, or remove it"):
-        write_model(state, tmp_path / "model", Silent())
-    write_model(state, tmp_path / "model", Silent(), replace=True)
-    assert same_bits(loaded(tmp_path / "model"), values(state))
-    assert not (tmp_path / "model/notes.txt").exists() and [file.name for file in tmp_path.iterdir()] == ["model"]

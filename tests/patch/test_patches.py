@@ -48,7 +48,6 @@ def test_what_was_written_is_read(tmp_path):
     back = patch.inverse
     assert back.inverse == patch
     assert dict(patch.mask.parts) == {entry.name: entry.part for entry in ENTRIES}
-    assert [entry.part_shape for entry in patch.entries] == [(2, 6), (4, 3), (3,), (4,), (2,), (2, 3, 3)]
     assert [entry.num_elements for entry in patch.entries] == [12, 12, 3, 4, 2, 18]
     for entry, before, after in values_of(ENTRIES):
         assert torch.equal(patch.before(entry.name), before) and torch.equal(patch.after(entry.name), after)
@@ -104,16 +103,7 @@ def changed_parameters(change):
         (lambda m, t: t.pop("after/c.bias"), r"1 things do not fit its metadata:\n  - after/c.bias: missing"),
         (lambda m, t: t.update({"after/d": torch.zeros(1)}), r"- after/d: not in its metadata"),
         (lambda m, t: t.update({"after/c.bias": torch.zeros(4)}), r"- after/c.bias: shape \[4\], expected \[3\]"),
-        (
-            lambda m, t: t.update({"before/c.bias": torch.zeros(3, dtype=torch.int8)}),
-            r"- before/c.bias: of type I8, expected one of F64, F32, F16, BF16",
-        ),
-        (changed_parameters(lambda p: p.append(p[0])), r"- a.weight: listed twice"),
-        (
-            changed_parameters(lambda p: p[0].update(rows=[[3, 4], [1, 2]])),
-            r"rows .*expected ranges in order",
-        ),
-        (changed_parameters(lambda p: p[0].update(columns=[[0, 1]])), r"rows and columns, expected one of them"),
+        (changed_parameters(lambda p: p[0].update(rows=[[3, 4], [1, 2]])), r"rows .*expected ranges in order"),
         (changed_parameters(lambda p: p[0].update(rows=[[0, 1]])), r"after/a.weight: shape \[2, 6\], .* \[1, 6\]"),
         (changed_parameters(lambda p: p[3].update(chosen=3)), r"chosen/d.weight: 4 parameters, expected 3"),
     ],

@@ -4,14 +4,13 @@ import json
 
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load
 
 from tests.commands import done, refused
 from tests.local_hub import TOKEN, running_hub
 from tests.patch_files import make_patch, same_bits, state_of, stored
-from tests.stream_files import core_sets, write_core_set, write_stream
+from tests.stream_files import core_sets, write_core_set
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.errors import ArtefactError
 from trace_transfer.formats import read_any
@@ -37,12 +36,8 @@ def test_who_may_write_where(hub):
     assert destination("model") == Destination("someone/model", False)
     assert destination("someone/model", private=True) == Destination("someone/model", True)
     assert destination("lab/model") == Destination("lab/model", False)
-    for repo, told in (
-        ("others/model", r"--push-to-hub others/model: someone cannot write for 'others', only for someone, lab"),
-        ("a/b/c", r"--push-to-hub a/b/c: not a name of a repository, owner/name: Repo id must be in the form"),
-    ):
-        with pytest.raises(HubError, match=told):
-            destination(repo)
+    with pytest.raises(HubError, match="--push-to-hub others/model: someone cannot write for 'others', only for someo"):
+        destination("others/model")
     assert not hub.repos and not [asked for asked in hub.asked if not asked.startswith("GET")]
 
 
@@ -55,19 +50,15 @@ def test_who_cannot_write(hub, monkeypatch):
     refused(r"the token of someone may only read; log in with one that may write")
     hub.role = "fineGrained"
     assert destination("model").repo == "someone/model"
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    refused(r"the hub does not say who is logged in: Invalid user token")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refused(r"HF_HUB_OFFLINE is set, so nothing can be sent; unset it")
+    refused("--push-to-hub model: .*HF_HUB_OFFLINE")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused(r"the hub does not say who is logged in: .*refused")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.hf_api, "get_token", lambda: None)
-    refused(r"nobody is logged in; run `hf auth login`, or set HF_TOKEN")
+    refused("--push-to-hub model: .*hf auth login")
 
 
-def test_files_go_in_one_commit_and_can_be_fetched(hub, tmp_path, monkeypatch):
+def test_files_go_in_one_commit_and_can_be_fetched(hub, tmp_path):
     (tmp_path / "a.json").write_text("{}")
     to = Destination("lab/cores", True)
     url = push_files(to, {"a.json": tmp_path / "a.json", "b.txt": "text"}, "Both")
@@ -79,10 +70,7 @@ def test_files_go_in_one_commit_and_can_be_fetched(hub, tmp_path, monkeypatch):
         assert local_file(name).read_text() == content
     with pytest.raises(ArtefactError, match=r"lab/cores:no.json: no.json of lab/cores could not be had from the hub"):
         local_file("lab/cores:no.json")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lab").mkdir()
-    (tmp_path / "lab/cores:a.json").touch()
-    for name in ("math.core.json", "runs/math.core.json", "/a/b/c.json", "C:math.json", "lab/cores:a.json"):
+    for name in ("math.core.json", "runs/math.core.json", "/a/b/c.json", "C:math.json"):
         assert str(local_file(name)) == name
     hub.refuse = ("/api/models/lab/cores/commit",)
     with pytest.raises(HubError, match=r"lab/cores: a.json could not be sent to the hub: .*the same command sends"):
@@ -102,25 +90,14 @@ def test_core_files_go_there_and_come_back(hub, tiny, tmp_path):
     assert sent["math.core.json"] == (tmp_path / "out/math.core.json").read_bytes()
     card = ModelCard(sent["README.md"].decode())
     assert card.data.tags == ["trace-transfer", "core-set"] and "base_model" not in card.data.to_dict()
-    assert "carried over from `llama` (llama; scores, layers matched by `coverage`)" in card.text
+    assert "carried over from `llama` (llama; scores)" in card.text
     back = ["map", "--src", target, "--dst", source, "--batch-size", 64, "--splits", 0, "--out", tmp_path / "back"]
     done(*back, "--core", "lab/cores:math.core.json")
     assert read_any(tmp_path / "back/math.core.json").transferred_from.model.id == str(target)
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    """A finished stream and the command that goes on with it."""
-    model = tiny("llama", num_hidden_layers=3)
-    stream = write_stream(tmp_path_factory.mktemp("stream"), model, 3)
-    out = tmp_path_factory.mktemp("out")
-    command = ["train", model, "--stream", stream, "--batch-size", 4, "--epochs", 1, "--zero", 0, "--out", out]
-    done(*command)
-    return out, command
-
-
 def test_a_tuned_model_with_its_record_and_patches(hub, trained):
-    out, command = trained
+    *_, out, command = trained
     result = done(*command, "--push-to-hub", "lab/tuned")
     assert f"sent: {hub.url}/lab/tuned" in result.stdout and not hub.private
     sent = hub.repos["lab/tuned"]
@@ -133,22 +110,8 @@ def test_a_tuned_model_with_its_record_and_patches(hub, trained):
     assert hub.commits == ["Model", "How it was made, and patches to undo it"]
 
 
-def test_patches_larger_than_the_model_stay_here(hub, tiny, tmp_path):
-    from trace_transfer.publish.hub import publish_stream
-
-    base = state_of(tiny("llama", dtype=torch.bfloat16))
-    everything = Mask.everything(base.shapes)
-    patch = make_patch(base, tmp_path / "math.patch.safetensors", everything, 0).path
-    for name in ("stream.json", "verification.json"):
-        (tmp_path / name).write_text("{}")
-    publish_stream(Destination("lab/full", False), tmp_path, tiny("llama", dtype=torch.bfloat16), [patch])
-    assert {name for name in hub.repos["lab/full"] if "/" in name} == {
-        "trace-transfer/stream.json", "trace-transfer/verification.json"
-    }  # fmt: skip
-
-
 def test_nothing_is_done_where_nothing_can_be_sent(hub, tiny, tmp_path, trained):
-    _, command = trained
+    *_, command = trained
     core = write_core_set(tiny("llama"), tmp_path / "c.core.json", "math", core_sets(4)["math"])
     patch = make_patch(state_of(tiny("llama")), tmp_path / "p", Mask({"model.norm.weight": None}), 0).path
     out = ("--out", tmp_path / "out", "--push-to-hub", "others/model")

@@ -8,22 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from trace_transfer.represent.draw import (
-    centroid_distances,
-    covariance_ellipse,
-    mean_distance,
-    silhouette,
-    spread,
-    tsne,
-)
+from trace_transfer.represent.draw import centroid_distances, covariance_ellipse, mean_distance, silhouette, spread
 
 
 def draw(seed, sizes=(7, 5, 9), width=6, apart=1.5):
     generator = np.random.default_rng(seed)
     task_N = np.repeat(np.arange(len(sizes)), sizes)
-    return generator.normal(size=(len(task_N), width)) + apart * generator.normal(size=(len(sizes), width))[
-        task_N
-    ], task_N
+    points = generator.normal(size=(len(task_N), width))
+    return points + apart * generator.normal(size=(len(sizes), width))[task_N], task_N
 
 
 def silhouette_by_hand(points, tasks):
@@ -76,17 +68,3 @@ def test_an_ellipse_is_where_its_share_of_a_normal_distribution_ends():
     outline = covariance_ellipse(points, share, 200) - points.mean(0)
     on_it = np.einsum("ni,ij,nj->n", outline, inverse, outline)
     assert on_it == pytest.approx(np.full(200, chi2.ppf(share, 2)), rel=1e-6) and np.allclose(outline[0], outline[-1])
-
-
-def test_an_ellipse_of_points_on_a_line_is_flat():
-    line = covariance_ellipse(np.array([[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]]))
-    assert line[:, 1] == pytest.approx(2 * line[:, 0], abs=1e-6) and np.ptp(line[:, 0]) > 1
-    assert covariance_ellipse(np.ones((3, 2))) == pytest.approx(np.ones((73, 2)))
-
-
-def test_tsne_keeps_groups_apart():
-    points, tasks = draw(6, sizes=(20, 20, 20), apart=8)
-    placed = tsne(points, perplexity=8, seed=1)
-    assert placed.shape == (60, 2)
-    assert placed.dtype == np.float32
-    assert silhouette(placed, tasks) > 0.6

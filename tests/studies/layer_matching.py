@@ -94,7 +94,7 @@ def _read(model: OpenModel, plans: dict[str, RowPlan], readings: dict[str, Readi
 
         weights, path = open_checkpoint(model.source), model.anatomy.layer_path
         read_layers(model.config, weights, path, reading, texts, consume, name=model.name)
-    return {key: GramStack(values, plans[key[0]].minibatch_texts) for key, values in packed.items()}
+    return {key: GramStack(values, plans[key[0]].texts_R.split(plans[key[0]].sizes)) for key, values in packed.items()}
 
 
 def variants(similarities: tuple[str, ...] = ("cka-debiased",)) -> Iterator[Variant]:

@@ -6,8 +6,6 @@ completes some of the answer. `encode_prompts` reads the prompts of generation i
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.data.records import Message, Record, Records, chosen, read_records
+from trace_transfer.data.records import Message, Record, Records, chosen, read_records, records_sha256
 from trace_transfer.data.rendering import (
     ChatTemplate,
     Rendered,
@@ -28,8 +26,8 @@ from trace_transfer.data.rendering import (
     require_prompt,
 )
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
-from trace_transfer.errors import UserError, listing
-from trace_transfer.families.model_handle import OpenModel, load_tokenizer, require_vocabulary
+from trace_transfer.errors import listing
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, require_fitting
 
 SPECIAL = "conversations in which a text holds a special token, and is read as that token"
 PARTED = "examples read in two parts, as a token would reach from the prompt into the answer"
@@ -50,16 +48,8 @@ def encode_tasks(
         encode_task(spec, read_records(spec, directory, seed=seed), tokenizer, max_length=max_length, too_long=too_long)
         for spec in specs
     )
-    config = base.config.get_text_config()
-    texts = (example.input_ids for task in data for example in task.examples)
-    require_vocabulary(base.source.name, texts, config)
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = {task.task: max(len(example.input_ids) for example in task.examples) for task in data}
-    if positions and (beyond := [f"{task}: {length} tokens" for task, length in longest.items() if length > positions]):
-        raise UserError(
-            f"examples that are longer than the {positions} tokens which {base.name} was made for; give --max-length "
-            f"{positions}:\n" + listing(beyond)
-        )
+    texts = [example.input_ids for task in data for example in task.examples]
+    require_fitting(base.source.name, texts, base.config)
     return data
 
 
@@ -69,12 +59,10 @@ def encode_task(
     """Encode a task's records.
 
     Args:
-        tokenizer: a fast one (it knows character offsets).
         max_length: tokens, special ones included.
         too_long: `cut` longer examples on the right, or `leave-out`; both are counted.
 
-    Raises:
-        TaskError: the template does not take some records, or no supervised token is left in some examples (all named).
+    A TaskError if the template does not take some records, or cuts all of an answer (all named).
     """
     template = template_of(spec, tokenizer)
     rendered, counts = _render(spec, records.records, tokenizer, template)
@@ -97,7 +85,7 @@ def encode_task(
     notes = (*records.notes, *(f"{what}: {count:,}" for what, count in counts.items() if count))
     return TaskData(
         spec.name, tuple(examples), records.num_records, num_longer - num_left_out, num_left_out, template,
-        _sha256(examples), notes, pieces_of(examples[0], tokenizer),
+        _ids_sha256(examples), notes, pieces_of(examples[0], tokenizer),
     )  # fmt: skip
 
 
@@ -150,10 +138,7 @@ def stops(tokenizer: Any, ends: Iterable[str]) -> tuple[frozenset[int], tuple[st
 
 
 def halves(data: TaskData, seed: int) -> tuple[TaskData, TaskData]:
-    """Two random halves without a common record, each in the order of the data; the second has the odd one.
-
-    Counts (records, cut, left out) stay those of the whole.
-    """
+    """Two random halves without a common record, in the order of the data; counts stay those of the whole."""
     names = dict.fromkeys(map(record_of, data.examples))
     if len(names) < 2:
         raise TaskError(f"task {data.task}: 1 example, at least 2 are needed for two halves")
@@ -161,9 +146,14 @@ def halves(data: TaskData, seed: int) -> tuple[TaskData, TaskData]:
 
     def half(wanted: bool) -> TaskData:
         examples = tuple(one for one in data.examples if (record_of(one) in first) == wanted)
-        return replace(data, examples=examples, sha256=_sha256(examples))
+        return replace(data, examples=examples, sha256=_ids_sha256(examples))
 
     return half(True), half(False)
+
+
+def _ids_sha256(examples: Iterable[Example]) -> str:
+    """Of ids and labels alone: the same data under another name is the same data."""
+    return records_sha256([example.input_ids, example.labels] for example in examples)
 
 
 def record_of(example: Example) -> str:
@@ -190,7 +180,6 @@ def template_of(spec: TaskSpec, tokenizer: Any) -> str:
 def _render(
     spec: TaskSpec, records: Sequence[Record], tokenizer: Any, template: str
 ) -> tuple[list[tuple[str, Rendered]], Counter[str]]:
-    """The id and the text of each example, and how often each note applies."""
     rendered, problems, notes = [], [], Counter[str]()
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special = re.compile("|".join(map(re.escape, sorted(texts)))) if texts else None
@@ -263,10 +252,8 @@ def _read(tokenizer: Any, texts: Sequence[str]) -> list[list[tuple[int, Span]]]:
 
 
 def _parted(tokenizer: Any, rendered: Rendered, tokens: list[tuple[int, Span]]) -> list[tuple[int, Span]]:
-    """The text read in parts where a token reaches from a prompt into its answer: generation sees the prompt alone.
-
-    As it was where the tokenizer would put a space (▁ of SentencePiece) before each part.
-    """
+    """The text read in parts where a token reaches from a prompt into its answer, as generation sees the prompt alone;
+    as it was where the tokenizer would put a space (▁ of SentencePiece) before each part."""
     starts = [answer.start for answer in rendered.answers]
     cuts = [start for start in starts if any(begin < start < end for _, (begin, end) in tokens)]
     if not cuts:
@@ -283,11 +270,8 @@ def _parted(tokenizer: Any, rendered: Rendered, tokens: list[tuple[int, Span]]) 
 
 
 def _reads(text: str, span: Span, start: int, stop: int) -> bool:
-    """Whether a token writes any of text[start:stop].
-
-    One that begins before it must write a letter of it: Phi-3's header of a turn takes the white space behind it, and
-    so does its end of a turn, which is the answer's all the same.
-    """
+    """Whether a token writes any of text[start:stop]; one that begins before it must write a letter of it, as Phi-3's
+    header of a turn takes the white space behind it."""
     begin, end = span
     return begin < stop and end > start and (begin >= start or bool(text[start : min(end, stop)].strip()))
 
@@ -306,11 +290,3 @@ def pieces_of(example: Example, tokenizer: Any) -> tuple[tuple[str, bool], ...]:
     """An example as text, parted where what is learned begins and ends."""
     runs = groupby(zip(example.input_ids, example.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
     return tuple((tokenizer.decode([token for token, _ in run]), learned) for learned, run in runs)
-
-
-def _sha256(examples: Iterable[Example]) -> str:
-    """Of ids and labels alone: the same data under another name is the same data."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([example.input_ids, example.labels]).encode() + b"\n")
-    return digest.hexdigest()

@@ -11,22 +11,18 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # the label of a token that is not supervised, as in torch and transformers
 
 
 @dataclass(frozen=True)
 class Example:
-    """One supervised example.
+    """One supervised example. Token t is predicted from those before it: the label of the first is never used."""
 
-    `id` is that of task and record (counted from 0 in its file), `math:17`, or `math:17/2` where a record is read as
-    several examples. `labels` are the tokens themselves where they belong to the answer, `IGNORED` elsewhere. Token t
-    is predicted from those before it, so that the label of the first token is never used.
-    """
-
-    id: str
+    id: str  # of task and record, `math:17`, or `math:17/2` where a record is read as several examples
     input_ids: tuple[int, ...]  # special ones included
-    labels: tuple[int, ...]
+    labels: tuple[int, ...]  # the tokens themselves where they belong to the answer, `IGNORED` elsewhere
     # (First, end) of the tokens of the last answer's own text, without what the template puts around it, if known.
     content: tuple[int, int] | None = None
 
@@ -52,10 +48,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded on the right: left padding gives NaN with eager attention.
-
-    `labels` are shifted already: `targets_bt[b, t]` is what position t must predict, the token at t + 1.
-    """
+    """Examples padded on the right; `targets_bt[b, t]` is what position t must predict, the token at t + 1."""
 
     ids: tuple[str, ...]
     input_ids_bt: Tensor
@@ -72,19 +65,22 @@ class PackedBatch:
     targets_1t: Tensor
 
 
-def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+def collate(examples: Sequence[Example]) -> Batch:
     """Pad examples on the right, where no supervised position sees it, and shift their labels."""
-    longest = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), longest)
-    ids_bt = torch.full(shape, pad_id, dtype=torch.int64)
-    mask_bt = torch.zeros(shape, dtype=torch.int64)
-    targets_bt = torch.full(shape, IGNORED, dtype=torch.int64)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        ids_bt[row, :length] = torch.tensor(example.input_ids)
-        mask_bt[row, :length] = 1
-        targets_bt[row, : length - 1] = torch.tensor(example.labels[1:])
-    return Batch(tuple(example.id for example in examples), ids_bt, mask_bt, targets_bt)
+    return Batch(
+        tuple(example.id for example in examples),
+        padded([example.input_ids for example in examples]),
+        padded([(1,) * len(example.input_ids) for example in examples]),
+        padded([(*example.labels[1:], IGNORED) for example in examples], IGNORED),
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """Rows as int64 [rows, longest], padded on the right: with causal attention no token sees what is behind it.
+
+    (Left padding with eager attention gives NaN at every position.)
+    """
+    return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=value)
 
 
 def packed(examples: Sequence[Example]) -> PackedBatch:

@@ -9,9 +9,8 @@ whether an assistant's turn is learned; without them it is. What else a message 
 (`rendering` sees whether that writes it). What else a record says is named in a note, or refused where its meaning is
 known and cannot be honoured.
 
-JSON and CSV are read as they stand: the readers of `datasets` make dates of texts that look like dates and numbers of
-an answer 007, and give every record of a JSON file the keys of all others. Code that a data set brings along is never
-run.
+JSON and CSV are read as they stand: the readers of `datasets` make dates of texts that look like dates, numbers of an
+answer 007, and give every record the keys of all others. Code that a data set brings along is never run.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,15 +49,8 @@ SHAREGPT_COLUMN = "conversations"
 _MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 # Keys of a message that a model of text cannot honour, and parts of a turn, which are learned as a whole or not.
 _UNHONOURED = (*_MEDIA, "train_detail", "training_detail", "loss_mask", "loss_scale")
-# Columns that change what a record means, and what is to be done; a blank one says nothing.
-_NOT_LEARNED = "a record that is not to be learned, or otherwise than the rest"
-_REFUSED = {
-    **dict.fromkeys(_MEDIA, "a model of text does not see it"),
-    **dict.fromkeys((*MASKS, "label"), _NOT_LEARNED),
-    "history": "earlier turns; give them as messages",
-    "functions": "give them as tools",
-    "function_call": "give it as tool_calls of a message",
-}
+# Columns that change what a record means; a blank one says nothing.
+_REFUSED = (*_MEDIA, *MASKS, "label", "history", "functions", "function_call")
 
 
 @dataclass(frozen=True)
@@ -70,8 +63,7 @@ class Message:
     more: Mapping[str, Any] = field(default_factory=dict)  # such as `tool_calls` or `reasoning_content`
 
     @property
-    def parts(self) -> list[Any]:
-        """All that it is, for checksums."""
+    def parts(self) -> list[Any]:  # for checksums
         return [self.role, self.content, self.is_answer, *([dict(self.more)] if self.more else [])]
 
 
@@ -97,11 +89,8 @@ class Records:
 def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -> Records:
     """Read a task's data, a random sample of it where `max_examples` says so, in the order of the file.
 
-    Args:
-        seed: of the sample. A larger sample with the same seed holds the smaller one.
-
-    Raises:
-        TaskError: no records, unknown columns, no known shape, or records that cannot be used (all named).
+    A larger sample with the same seed holds the smaller one. A TaskError for no records, unknown columns, no known
+    shape, or records that cannot be used (all named).
     """
     rows = read_rows(spec, base_directory)
     sources = _sources(spec, [name for name in rows.column_names if name not in spec.ignore])
@@ -130,6 +119,14 @@ def chosen(names: Iterable[Any], count: int | None, seed: str) -> list[Any]:
     return [name for name in everything if name in kept]
 
 
+def records_sha256(rows: Iterable[Any]) -> str:
+    """Of what stands in records, whatever file they came from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
     """Where each field comes from, of the one shape that the mapped and the remaining columns make up."""
     sources = {name: parse_source(text) for name, text in spec.fields.items() if isinstance(text, str)}
@@ -137,15 +134,11 @@ def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
     sources |= {name: parse_source(name) for name in fields & set(columns) - set(sources)}
     if SHAREGPT_COLUMN in columns:
         sources.setdefault("messages", parse_source(SHAREGPT_COLUMN))
-    lacking = {
-        shape: [name for name in names if name not in sources and name not in ("input", *OPTIONAL)]
-        for shape, names in SHAPES.items()
-        if set(spec.fields) <= set(names)
-    }
-    complete = [shape for shape, names in lacking.items() if not names]
+    possible = {shape: names for shape, names in SHAPES.items() if set(spec.fields) <= set(names)}
+    complete = [shape for shape, names in possible.items() if set(names) - sources.keys() <= {"input", *OPTIONAL}]
     if len(complete) == 1:
         return {name: sources[name] for name in SHAPES[complete[0]] if name in sources}
-    shapes = complete or [f"{shape} (lacks {', '.join(names)})" for shape, names in lacking.items()]
+    shapes = complete or possible
     raise TaskError(
         f"{spec.label}: the columns make up {'more than one' if complete else 'no known'} shape.\n"
         f"  columns: {', '.join(columns)}\n  shapes:  {'; '.join(shapes)}\n"
@@ -156,11 +149,8 @@ def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
 def convert_all(
     spec: TaskSpec, rows: Rows, sources: Mapping[str, Source], convert: Any, seed: int, limit: int | None = None
 ) -> tuple[list[Any], list[str]]:
-    """What `convert(number, fields)` makes of each row of a sample, at most so many, and notes.
-
-    Raises:
-        TaskError: sources of fields in columns that are not there, or rows that cannot be used (all named).
-    """
+    """What `convert(number, fields)` makes of each row of a sample, at most so many, and notes; a TaskError names all
+    columns that are not there, or rows that cannot be used."""
     columns = rows.column_names
     missing = [
         f"{name}: no column '{column}'; {suggestion(column, columns, 'columns')}"
@@ -180,8 +170,8 @@ def convert_all(
             value = row.get(column)
             is_harmless = value is not False if column == "label" else column in MASKS and value == 1
             if not is_nothing(value) and not is_harmless:
-                why = f"{column} is {describe(value)}: {_REFUSED[column]} (ignore: [{column}] leaves it out)"
-                problems.append(f"record {number}: {why}")
+                why = f"which cannot be honoured (ignore: [{column}] leaves it out)"
+                problems.append(f"record {number}: {column} is {describe(value)}, {why}")
         try:
             found.append(convert(number, {name: source.value(row, name) for name, source in sources.items()}))
         except UnusableValueError as problem:
@@ -305,8 +295,7 @@ def _text(value: Any, name: str) -> str:
     if _is_blank(value):
         raise UnusableValueError(f"{name} is empty")
     if not isinstance(value, str):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        hint = ' (a format such as "{column}" makes text of it)' if number else ""
+        hint = ' (a format such as "{column}" makes text of a number)'
         raise UnusableValueError(f"{name} is {describe(value)}, expected text{hint}")
     return value
 
@@ -332,19 +321,14 @@ def _messages(fields: Mapping[str, Any], ignore: Sequence[str]) -> tuple[Message
 
 def _require_answer(turns: tuple[Message, ...], name: str) -> tuple[Message, ...]:
     if not any(turn.is_answer for turn in turns):
-        masked = any(turn.role == "assistant" for turn in turns)
-        raise UnusableValueError(
-            f"{name} has no turn of the assistant" + (" that is to be learned: all are masked" if masked else "")
-        )
+        raise UnusableValueError(f"{name} has no turn of the assistant, or none that is to be learned")
     return turns
 
 
 def turns_of(value: Any, name: str, ignore: Sequence[str]) -> tuple[Message, ...]:
     """A list of messages, without the keys that are ignored; a blank system message is none."""
     if not isinstance(value, list) or not value:
-        raise UnusableValueError(
-            f"{name} is {describe(value) if value != [] else 'empty'}, expected a list of messages"
-        )
+        raise UnusableValueError(f"{name} is {describe(value) if value else 'empty'}, expected a list of messages")
     turns = []
     for place, item in enumerate(value):
         where = f"{name}[{place}]"
@@ -355,14 +339,20 @@ def turns_of(value: Any, name: str, ignore: Sequence[str]) -> tuple[Message, ...
         if not isinstance(role, str) or role not in ROLES:
             raise UnusableValueError(f"{where} has the role {role!r}, expected one of {', '.join(ROLES)}")
         role, content = ROLES[role], said.pop("content", said.pop("value", None))
-        is_answer = _is_learned({key: said.pop(key) for key in MASKS if key in said}, role, where)
+        masks = {key: said.pop(key) for key in MASKS if key in said}
+        if wrong := [f"{key} {value!r}" for key, value in masks.items() if value not in (0, 1)]:
+            raise UnusableValueError(f"{where} has {wrong[0]}, expected 0 or 1: a turn is learned or not")
+        is_answer = role == "assistant" and all(masks.values())
         if unhonoured := [key for key in said if key in _UNHONOURED]:
             key = unhonoured[0]
             raise UnusableValueError(f"{where} has {key}, which cannot be honoured (ignore: [{key}] leaves it out)")
         if isinstance(said.get("tool_calls"), list):
             said["tool_calls"] = [_call(one) for one in said["tool_calls"]]
-        if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-            content = "".join(_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
+        if isinstance(content, list):  # OpenAI's parts
+            texts = [one["text"] for one in content if isinstance(one, Mapping) and isinstance(one.get("text"), str)]
+            if len(texts) < len(content):
+                raise UnusableValueError(f"{where} has parts that are no text, which a model of text does not see")
+            content = "".join(texts)
         if _is_blank(content) and role == "system":
             continue
         may_be_blank = role == "tool" or (role == "assistant" and bool(said))
@@ -371,40 +361,14 @@ def turns_of(value: Any, name: str, ignore: Sequence[str]) -> tuple[Message, ...
     return tuple(turns)
 
 
-def _is_learned(masks: Mapping[str, Any], role: str, where: str) -> bool:
-    """Whether a turn is learned: an assistant's, unless a key says otherwise."""
-    for key, value in masks.items():
-        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise UnusableValueError(
-                f"{where} has {key} {value!r}, expected 0 or 1, false or true: a turn is learned or not"
-            )
-        if value and role != "assistant" and key in ("train", "training"):
-            raise UnusableValueError(
-                f"{where} has {key} {value!r}: a turn of the {role}, and only the assistant's are learned (ignore: "
-                f"[{key}] leaves it out)"
-            )
-    return role == "assistant" and all(masks.values())
-
-
-def _part(part: Mapping[str, Any], where: str) -> str:
-    """The text of a part of OpenAI's form."""
-    others = [key for key, value in part.items() if key not in ("type", "text") and not is_nothing(value)]
-    if part.get("type", "text") != "text" or others or not isinstance(part.get("text"), str):
-        kind = f"{where} is of type {part.get('type')!r}" + (f" with {', '.join(others)}" if others else "")
-        raise UnusableValueError(f"{kind}, expected {{type: text, text: …}}: a model of text sees nothing else")
-    return str(part["text"])
-
-
 def _call(call: Any) -> Any:
     """A tool call with its arguments as an object: OpenAI has them as JSON in a text, which templates would quote."""
     if isinstance(call, Mapping) and isinstance(function := call.get("function"), Mapping):
         return {**call, "function": _call(function)}
     if isinstance(call, Mapping) and isinstance(text := call.get("arguments"), str):
-        try:
+        with suppress(ValueError):
             arguments = json.loads(text)
-        except ValueError:
-            return call
-        return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+            return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
     return call
 
 
@@ -425,10 +389,8 @@ def _context(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in (("chat_template_kwargs", dict), ("tools", list)):
         value = fields.get(name)
         if isinstance(value, str) and value.strip():  # a table holds lists of unlike objects as JSON
-            try:
+            with suppress(ValueError):
                 value = json.loads(value)
-            except ValueError:
-                raise UnusableValueError(f"{name} is text, and not JSON: {value:.40}") from None
         if is_nothing(value):
             continue
         if not isinstance(value, kind):

@@ -5,8 +5,8 @@ the end-of-text token behind each answer:
 
     {system}\\n\\n{prompt}\\n\\n{answer}{eos}            further turns follow directly after {eos}
 
-Training sees what generation gives: an answer starts where its generation prompt ends, has what the template makes the
-model say first, and stops with the end of its turn.
+Training sees what generation gives: an answer starts where its generation prompt ends, and stops with the end of its
+turn.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trace_transfer.data.records import Message
 from trace_transfer.data.tasks_file import TaskError
+from trace_transfer.printable import printable
 
 if TYPE_CHECKING:
     from trace_transfer.data.examples import TaskData
@@ -77,8 +78,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Written:
-    """A conversation as texts, with notes: the whole, with all answers that stand in it as they will be generated, and
-    the others."""
+    """A conversation as texts: the whole, with answers that stand in it as they will be generated, and the others."""
 
     texts: tuple[Rendered, ...]
     notes: tuple[str, ...] = ()
@@ -143,10 +143,7 @@ class ChatTemplate:
         return self.write(marked).partition(MARK)
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """What an answer after these turns is generated from.
-
-        Where the template has no prompt for an answer, it is what stands before one, with a header if it has one.
-        """
+        """What an answer after these turns is generated from: what stands before one if the template has no prompt."""
         before, found, behind = self.marked([*messages, Message("assistant", "")], len(messages))
         if not found:
             raise RenderingError("the template does not write an answer as it stands")
@@ -187,18 +184,14 @@ def with_fixed_date(template: str) -> str:
 def render_chat(
     messages: Sequence[Message], tokenizer: Any, context: Mapping[str, Any] | None = None, mismatch: str = "refuse"
 ) -> Written:
-    """Write a conversation by the tokenizer's chat template.
+    """Write a conversation by the tokenizer's chat template, which is given `context` beside the messages.
 
     An answer of an earlier turn stands in the whole text if that goes on as if the conversation ended there. Where it
     does not (earlier thoughts are left out, the system message moves to the last turn), it gets a text of its own.
 
-    Args:
-        context: what the template is given beside the messages.
-        mismatch: what becomes of an answer that is not written as it will be generated; see `TaskSpec`.
-
     Raises:
-        RenderingError: the template refuses the conversation, leaves something of it out, or (with `refuse`) writes an
-            answer otherwise than it will be generated.
+        RenderingError: the template refuses the conversation, leaves something of it out, or (with the mismatch
+            `refuse`, see `TaskSpec`) writes an answer otherwise than it will be generated.
     """
     template = ChatTemplate(tokenizer, context or {})
     whole = template.write(messages)
@@ -390,10 +383,7 @@ def pieces_lines(heading: str, pieces: Iterable[tuple[str, bool]], marked: str) 
 
 
 def visible(text: str) -> str:
-    """A text without what a terminal would obey, its middle left out where it is long."""
+    """A text on one line without what a terminal would obey, its middle left out where it is long."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
-    return "".join(
-        "⏎" if character == "\n" else character if character.isprintable() else ascii(character)[1:-1]
-        for character in text
-    )
+    return printable(text).replace("\n", "⏎")

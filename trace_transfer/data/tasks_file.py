@@ -10,7 +10,6 @@ A field is a column, or a text with columns in braces:
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from trace_transfer.errors import UserError, listing, suggestion
@@ -41,7 +40,6 @@ class Place:
     path: tuple[str, ...] = ()
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """What lies there."""
         found: Any = row.get(self.column)
         for step in self.path:
             try:
@@ -52,7 +50,6 @@ class Place:
         return found
 
     def text(self, row: Mapping[str, Any]) -> str:
-        """What lies there as part of a text."""
         value = self.value(row)
         if value is not None and not isinstance(value, (str, int, float)):
             raise UnusableValueError(f"takes {describe(value)} from column '{self.column}', expected text or a number")
@@ -105,11 +102,8 @@ def describe(value: Any) -> str:
     """What a value is, for messages."""
     if isinstance(value, str) and not value.strip():
         return "blank text"
-    if isinstance(value, datetime.date):
-        return f"a date, {value} (as it is stored in the data; in JSON and CSV dates are text)"
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, list, dict, type(None))):
-        return f"{value!r:.60}"
-    return kind_of(value)
+    is_plain = isinstance(value, (str, int, float, list, dict, type(None))) and not isinstance(value, bool)
+    return kind_of(value) if is_plain else f"{value!r:.60}"
 
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
@@ -159,39 +153,27 @@ class TaskSpec(Strict):
     ignore: Annotated[tuple[str, ...], BeforeValidator(texts, json_schema_input_type=str | list[str])] = ()
     mismatch: Literal["refuse", "compose", "keep"] = "refuse"
     chat_template_kwargs: Mapping[str, Any] = Field(default_factory=dict)
-    _directory: Path | None = PrivateAttr(default=None)  # of the file that names it, if there is one
 
     @property
     def builder(self) -> str | None:
         """The builder of `datasets` that reads the local file; None for a hub data set."""
-        return FORMATS.get(_suffix(self.data))
+        return FORMATS.get(suffix_of(self.data or ""))
 
     @property
     def label(self) -> str:
-        return f"task {self.name} ({self.place})"
-
-    @property
-    def place(self) -> str:
-        """Its data for messages: a local file as it is found from here, not as it is written beside the others."""
-        return str(locate(self.data, self._directory)) if self.builder and self._directory else str(self.data)
-
-    def beside(self, directory: Path) -> Self:
-        """The same, named by a file in that directory."""
-        named = self.model_copy()
-        named._directory = directory
-        return named
+        return f"task {self.name} ({self.data})"
 
     @classmethod
     def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
         """Key → file, of those keys of an unchecked item that name a file which must be there."""
         data = item.get("data")
-        return {"data": data} if isinstance(data, str) and _suffix(data) in FORMATS else {}
+        return {"data": data} if isinstance(data, str) and suffix_of(data) in FORMATS else {}
 
     @field_validator("data", "eval_data", check_fields=False)
     @classmethod
-    def _file_or_hub_name(cls, value: str) -> str:
-        suffix = _suffix(value)
-        if suffix in FORMATS or (_HUB_NAME.fullmatch(value) and not _OTHER_FILES.fullmatch(suffix)):
+    def _file_or_hub_name(cls, value: str | None) -> str | None:
+        suffix = suffix_of(value or "")
+        if value is None or suffix in FORMATS or (_HUB_NAME.fullmatch(value) and not _OTHER_FILES.fullmatch(suffix)):
             return value
         found = f"the extension '{suffix}' of '{value}' is unknown" if suffix else f"'{value}' cannot be used"
         raise ValueError(f"{found}; expected a {', '.join(FORMATS)} file or a hub data set owner/name")
@@ -227,16 +209,11 @@ class TaskSpec(Strict):
         return found
 
 
-def load_tasks(path: Path | str) -> tuple[TaskSpec, ...]:
-    """Read `tasks.yaml`, relative to which data files are looked for; a TaskError with all that is wrong at once."""
-    return load_list(path, TaskSpec)
-
-
 Spec = TypeVar("Spec", bound=TaskSpec)
 
 
-def load_list(path: Path | str, kind: type[Spec]) -> tuple[Spec, ...]:
-    """Read a file like `tasks.yaml` whose tasks are of a kind that may have further keys."""
+def load_tasks(path: Path | str, kind: type[Spec] = TaskSpec) -> tuple[Spec, ...]:  # type: ignore[assignment]
+    """Read `tasks.yaml`, or a file like it of a kind with further keys; a TaskError with all that is wrong at once."""
     file = Path(path)
     specs, problems = checked_items(items_under("tasks", file, "data:"), kind, file.parent)
     refuse(problems, str(file))
@@ -259,16 +236,14 @@ def checked_items(
         named = isinstance(item, Mapping) and "name" in item
         label = f"{what} '{item['name']}'" if named else f"{what} {number} of the list"
         try:
-            specs.append(kind.model_validate(item).beside(base_directory))
+            specs.append(kind.model_validate(item))
         except ValidationError as error:
             problems += [f"{label}: {_problem(found, kind.model_fields)}" for found in error.errors()]
-    names = Counter(item["name"] for item in items if isinstance(item, Mapping) and isinstance(item.get("name"), str))
-    problems += [f"{what} '{name}': {count} {what}s have this name" for name, count in names.items() if count > 1]
-    for item in items:
         for key, data in kind.local_files(item).items() if isinstance(item, Mapping) else ():
-            if not (found := locate(data, base_directory)).is_file():
-                said = "is a directory, expected a file" if found.is_dir() else "no such file"
-                problems.append(f"{what} '{item.get('name')}': {key}: {found}: {said}")
+            if not (file := locate(data, base_directory)).is_file():
+                problems.append(f"{label}: {key}: {file}: no such file")
+    names = Counter(spec.name for spec in specs)
+    problems += [f"{what} '{name}': {count} {what}s have this name" for name, count in names.items() if count > 1]
     return tuple(specs), problems
 
 
@@ -277,7 +252,7 @@ def locate(file: str, base_directory: Path | str) -> Path:
     return Path(base_directory) / Path(file).expanduser()
 
 
-def _suffix(data: str) -> str:
+def suffix_of(data: str) -> str:
     return PurePosixPath(data).suffix.lower()
 
 
@@ -305,6 +280,4 @@ def _problem(error: Any, fields: Mapping[str, FieldInfo]) -> str:
         return f"{location}: {error['ctx']['error']}" if location else str(error["ctx"]["error"])
     if error["type"] == "string_pattern_mismatch":
         return f"{location}: '{given}' is not a name of letters, digits and _ . -, beginning with a letter or digit"
-    if error["type"] in ("model_type", "model_attributes_type"):
-        return f"found {kind_of(given)}, expected a mapping with name: and data:"
-    return "; ".join(problem_with(location, error))
+    return "; ".join(problem_with(location or "its keys", error))

@@ -1,8 +1,8 @@
 """What runs the model of an evaluation: transformers in this process, or an engine that lm-evaluation-harness drives.
 
-`ModelInMemory` (`hf`) is read exactly as training reads it, in padded batches of like lengths, in the order that wastes
-least. `Engine` (`vllm`, `sglang`) is given the same token ids through the harness' own class for it; it reads a
-directory of safetensors, which is written first where the model is a GGUF file or has patches.
+`ModelInMemory` (`hf`) is read exactly as training reads it, in padded batches of like lengths. `Engine` (`vllm`,
+`sglang`) is given the same token ids through the harness' own class for it; it reads a directory of safetensors, which
+is written first where the model is a GGUF file or has patches.
 
 Shapes: b examples of a batch, t tokens of its longest, v tokens of the vocabulary, n scored positions.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from trace_transfer.data.examples import IGNORED, Example, collate, losses
 from trace_transfer.data.rendering import with_fixed_date
@@ -34,19 +34,18 @@ if TYPE_CHECKING:
 MAX_LOGITS = 1 << 28  # elements of [b, t, v]: 1 GiB in float32
 AUTO = 64  # examples that `auto` begins with
 PAD = 0  # what stands where the attention mask is 0 is not read
-# Arguments of the harness' classes that are set here, or that would read another model or run its code.
+# Arguments of the harness' classes for engines that are set here, or that would read another model or run its code.
 _OURS = frozenset({
-    "self", "kwargs", "pretrained", "tokenizer", "tokenizer_path", "backend", "batch_size", "max_length",
-    "max_model_len", "context_length", "device", "dtype", "seed", "random_seed", "revision", "tokenizer_revision",
-    "subfolder", "trust_remote_code", "use_fast_tokenizer", "peft", "delta", "lora_local_path", "autogptq",
-    "gptqmodel", "gguf_file", "tp_plan", "model_path", "load_format", "max_cpu_memory", "offload_folder",
+    "pretrained", "tokenizer", "tokenizer_path", "batch_size", "max_length", "max_model_len", "context_length",
+    "device", "dtype", "seed", "random_seed", "revision", "tokenizer_revision", "trust_remote_code", "lora_local_path",
+    "model_path", "load_format",
 })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """Of the scored tokens of one example: the sum of their cross-entropies in nats, and how many were the likeliest
-    (None where the backend does not say)."""
+    """Of the scored tokens of one example the sum of their cross-entropies in nats, and how many were the likeliest,
+    if the backend says."""
 
     loss: float
     num_tokens: int
@@ -76,20 +75,16 @@ class ModelInMemory:
         found: list[AnswerScores | None] = [None] * len(examples)
 
         def step(indices: list[int]) -> None:
-            batch = collate([examples[index] for index in indices], PAD)
+            batch = collate([examples[index] for index in indices])
             ids_bt, mask_bt = batch.input_ids_bt.to(self.model.device), batch.attention_mask_bt.to(self.model.device)
             targets_bt = batch.targets_bt.to(self.model.device)
             logits_btv = self.model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).logits
-            scored_bt = targets_bt != IGNORED
-            logits_nv, targets_n = logits_btv[scored_bt], targets_bt[scored_bt]  # softmax of what is scored only
-            cross_entropy_n = losses(logits_nv[None], targets_n[None])[0]
-            _require_finite(cross_entropy_n)
-            losses_n = cross_entropy_n.tolist()
-            hits_n = (logits_nv.argmax(dim=-1) == targets_n).tolist()
-            end = 0
-            for index, count in zip(indices, scored_bt.sum(dim=1).tolist(), strict=True):
-                start, end = end, end + count
-                found[index] = AnswerScores(sum(losses_n[start:end]), count, sum(hits_n[start:end]))
+            for index, logits_tv, targets_t in zip(indices, logits_btv, targets_bt, strict=True):
+                logits_nv, targets_n = (one[targets_t != IGNORED] for one in (logits_tv, targets_t))
+                losses_n = losses(logits_nv[None], targets_n[None])[0]  # softmax of what is scored only
+                _require_finite(losses_n)
+                num_hits = int((logits_nv.argmax(dim=-1) == targets_n).sum())
+                found[index] = AnswerScores(sum(losses_n.tolist()), len(targets_n), num_hits)
                 advance()
 
         most = max(MAX_LOGITS // self.model.config.get_text_config().vocab_size, 1)
@@ -112,18 +107,16 @@ class ModelInMemory:
         )  # fmt: skip
 
         def step(indices: list[int]) -> None:
-            width = len(prompts[indices[0]])
-            ids_bt = torch.full((len(indices), width), PAD, dtype=torch.int64)
-            mask_bt = torch.zeros_like(ids_bt)
-            for row, index in enumerate(indices):  # padded on the left: all go on at the same position
-                start = width - len(prompts[index])
-                ids_bt[row, start:] = torch.tensor(prompts[index])
-                mask_bt[row, start:] = 1
+            texts = [torch.tensor(prompts[index]) for index in indices]
+            masks = [torch.ones_like(ids_t) for ids_t in texts]  # padded on the left: all go on at the same position
+            ids_bt, mask_bt = (
+                pad_sequence(one, batch_first=True, padding_value=PAD, padding_side="left") for one in (texts, masks)
+            )
             written_bt = self.model.generate(  # type: ignore[operator]  # whatever is not declared is a Tensor to torch
                 input_ids=ids_bt.to(self.model.device), attention_mask=mask_bt.to(self.model.device),
                 logits_processor=[finite_logits],
                 **({"tokenizer": self.tokenizer} if ending.stop_texts else {}),
-            )[:, width:].tolist()  # fmt: skip
+            )[:, ids_bt.shape[1] :].tolist()  # fmt: skip
             for index, written in zip(indices, written_bt, strict=True):
                 stop = next((place for place, token in enumerate(written) if token in ends), len(written))
                 found[index] = self.tokenizer.decode(written[:stop], skip_special_tokens=True)
@@ -150,31 +143,22 @@ class ModelInMemory:
             def _model_generate(self, *given: Any, **options: Any) -> Any:
                 return super()._model_generate(*given, **options, logits_processor=[finite_logits])
 
-        tokenizer, arguments = copy.deepcopy(self.tokenizer), dict(self.settings.backend_arguments)
+        tokenizer = copy.deepcopy(self.tokenizer)
         if chat:  # the same day as in training, and no beginning of text but the template's
             tokenizer.chat_template = with_fixed_date(tokenizer.get_chat_template())
-            arguments["add_bos_token"] = False
-        was_training = self.model.training
-        try:
+        with _evaluating(self.model):
             yield FiniteLM(
                 pretrained=self.model, tokenizer=tokenizer, backend="causal",
                 batch_size=self.settings.examples_at_once, max_length=self.settings.max_length,
-                **{name: value for name, value in arguments.items() if name not in SPREADING},
+                **({"add_bos_token": False} if chat else {}),
             )  # fmt: skip
-        finally:
-            self.model.train(was_training)
 
 
-def batches_by_length(
-    lengths: Sequence[int], batch_size: int, most_tokens: int | None = None, among: Iterable[int] | None = None
-) -> list[list[int]]:
-    """Indices (`among` these) in batches of like lengths, the longest first, so that too little memory is seen at once.
-
-    Args:
-        most_tokens: of a padded batch; one example that is longer stands alone.
-    """
+def batches_by_length(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
+    """Indices in batches of like lengths, the longest first, so that too little memory is seen at once; a padded batch
+    has at most so many tokens, unless it is one example."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)) if among is None else among, key=lambda one: (-lengths[one], one)):
+    for index in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
         last = batches[-1] if batches else None
         # the first of a batch is its longest
         full = last is not None and most_tokens is not None and (len(last) + 1) * lengths[last[0]] > most_tokens
@@ -189,8 +173,7 @@ def in_batches(
     lengths: Sequence[int], batch_size: int | Literal["auto"], step: Callable[[list[int]], None],
     most_tokens: int | None = None,
 ) -> None:  # fmt: skip
-    """Call `step` with the indices of each batch; `auto`: a batch for which memory is too small is halved, and all
-    after it."""
+    """Call `step` with the indices of each batch; `auto`: where memory is too small all that are left are halved."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     waiting = batches_by_length(lengths, AUTO if batch_size == "auto" else batch_size, most_tokens)
@@ -204,15 +187,11 @@ def in_batches(
             del waiting[0]
             continue
         clear_device_cache(garbage_collection=True)  # outside `except`: the error holds what filled the memory
-        rest = [index for batch in waiting for index in batch]
-        waiting = batches_by_length(lengths, len(waiting[0]) // 2, most_tokens, rest)
+        waiting = [half for one in waiting for half in (one[: len(one) // 2], one[len(one) // 2 :]) if half]
 
 
 def finite_logits(_ids_bt: Tensor, logits_bv: Tensor) -> Tensor:
-    """A logits processor for `generate` that changes nothing; raises `NumericalError` for NaN and Inf.
-
-    -Inf is what a model may give to tokens that it never writes. The likeliest of NaN would be the first token.
-    """
+    """A logits processor that changes nothing; a NumericalError for NaN and Inf (-Inf is for tokens never written)."""
     _require_finite(logits_bv.amax(dim=-1))  # NaN where any is NaN
     return logits_bv
 
@@ -248,8 +227,10 @@ class Engine:
         # To the harness' class for sglang, `add_bos_token` means what its tokenizer does.
         own = {"random_seed": settings.seed, "add_bos_token": True}
         arguments = {**({"seed": settings.seed} if settings.backend == "vllm" else own), **settings.backend_arguments}
+        from lm_eval.api.registry import get_model
+
         try:
-            self.lm = _harness_class(settings.backend)(
+            self.lm = get_model(settings.backend)(
                 pretrained=str(directory), dtype=dtype, batch_size=settings.examples_at_once,
                 max_model_len=settings.max_length, trust_remote_code=False, **arguments,
             )  # fmt: skip
@@ -306,35 +287,20 @@ class Engine:
 Backend = ModelInMemory | Engine
 
 
-def _harness_class(name: str) -> Any:
-    from lm_eval.api.registry import get_model
-
-    return get_model(name)
-
-
 def backend_problems(settings: EvaluateSettings) -> list[str]:
-    """Why the backend cannot be had here, or arguments that it does not take, or that are not to be given here."""
+    """Why the backend cannot be had here, and arguments that are not to be given to it."""
     name, given = settings.backend, settings.backend_arguments
-    lacking = [one for one in ("lm_eval", name) if name != "hf" and importlib.util.find_spec(one) is None]
-    if lacking:
+    if name == "hf":
+        return [f"backend_arguments: {one}" for one in unknown_problems(given, SPREADING)]
+    if lacking := [one for one in ("lm_eval", name) if importlib.util.find_spec(one) is None]:
         return [
-            f"--backend {name}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed here; "
-            f"pip install 'lm-eval[{name}]', in an environment that has what {name} asks for"
+            f"--backend {name}: not installed here: {', '.join(lacking)}; pip install 'lm-eval[{name}]', in an "
+            f"environment that has what {name} asks for"
         ]
-    known, takes_any = set(SPREADING), False
-    if (given or name != "hf") and importlib.util.find_spec("lm_eval") is not None:  # its import takes seconds
-        try:
-            parameters = inspect.signature(_harness_class(name).__init__).parameters
-        except Exception as error:  # a library of another version, or without the GPU that it was built for
-            return [f"--backend {name}: cannot be imported: {first_line(error)}"]
-        takes_any = name != "hf" and any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-        known = (set(parameters) | (known if name == "hf" else set())) - _OURS
-    problems = [
-        f"{one}: is not to be given here: the model, its code and its type are decided by MODEL and --dtype, the rest "
-        "by options of the same names" for one in given if one in _OURS
+    return [
+        f"backend_arguments: {one}: is not to be given here: the model, its code and its type are decided by MODEL and "
+        "--dtype, the rest by options of the same names" for one in given if one in _OURS
     ]  # fmt: skip
-    unknown = [one for one in given if one not in _OURS and one not in known and not takes_any]
-    return [f"backend_arguments: {one}" for one in problems + unknown_problems(unknown, known)]
 
 
 def spread(model: PreTrainedModel, settings: EvaluateSettings) -> PreTrainedModel:

@@ -12,7 +12,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -30,13 +29,14 @@ from trace_transfer.evaluation.records import EvaluationFile, Score
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec, Suite
 from trace_transfer.families.application import anatomy_of
-from trace_transfer.families.model_handle import load_tokenizer
+from trace_transfer.families.model_handle import identity_of, load_tokenizer
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import held, prepare_directory, remove_leftovers, sha256_text, write_text
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, local_directory
 from trace_transfer.models.content import config_sha256, difference, tokenizer_sha256
 from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
+from trace_transfer.models.tensors import dtype_name
 from trace_transfer.patch.model_state import ModelState, PatchedModel, write_model
 from trace_transfer.progress import Reporter
 from trace_transfer.records import ModelIdentity, library_versions, read_artefact, to_json
@@ -57,18 +57,17 @@ NEED_HARNESS = ("harness", "humaneval")
 def prepare_suite(suite: Suite, settings: EvaluateSettings, tokenizer: Any, config: Any) -> tuple[Prepared, ...]:
     """Read the data of all evaluations for the model of a tokenizer and a config; raises as `plan_evaluation`."""
     reading = Reading(suite.directory, tokenizer, config, settings)
-    prepared: list[Prepared] = []
-    problems = backend_problems(settings)
+    prepared, problems = [], backend_problems(settings)
     lacking = [one for one in suite.specs if one.kind in NEED_HARNESS] if find_spec("lm_eval") is None else []
-    problems += [missing_harness([spec.name for spec in lacking])] if lacking else []
-    for spec in suite.specs:
+    if lacking:
+        problems.append(missing_harness([spec.name for spec in lacking]))
+    for spec in (one for one in suite.specs if one not in lacking):
         try:
-            prepared += [] if spec in lacking else [KINDS[spec.kind](spec, reading)]
+            prepared.append(KINDS[spec.kind](spec, reading))
         except UserError as problem:
             problems.append(str(problem))
     if problems:
-        one = len(suite.specs) == len(problems) == 1
-        raise UserError(problems[0] if one else f"{suite.label}: cannot be run:\n" + listing(problems))
+        raise UserError(f"{suite.label}: cannot be run:\n" + listing(problems))
     return tuple(prepared)
 
 
@@ -85,26 +84,18 @@ class EvaluationPlan:
 
     @property
     def dtype(self) -> str:
-        return str(resolve_dtype(self.settings.dtype, self.device)).removeprefix("torch.")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return self.state.fingerprint
+        return dtype_name(resolve_dtype(self.settings.dtype, self.device))
 
     @cached_property
     def identity(self) -> ModelIdentity:
         """A model of a family that no rules know is of the family of its `model_type`."""
-        inventory, config, source = self.state.base.inventory, self.state.config, self.state.source
+        inventory, source = self.state.base.inventory, self.state.source
         try:
             anatomy = anatomy_of(inventory, load_families())
-            family, num_layers = anatomy.family, anatomy.num_layers
+            return identity_of(source, inventory, anatomy.family, anatomy.num_layers)
         except RulesError:
-            family, num_layers = config.model_type, config.get_text_config().num_hidden_layers
-        return ModelIdentity(
-            id=source.repo, revision=source.revision, family=family, model_type=config.model_type,
-            num_layers=num_layers, num_parameters=len(inventory.shapes), num_elements=inventory.num_elements,
-            names_sha256=inventory.names_sha256,
-        )  # fmt: skip
+            layers = self.state.config.get_text_config().num_hidden_layers
+            return identity_of(source, inventory, inventory.model_type, layers)
 
     def address(self, prepared: Prepared) -> str:
         """Changes with weights, config and tokenizer, the records, and every setting that decides a score."""
@@ -112,7 +103,7 @@ class EvaluationPlan:
         decided = self.settings.deciding() | {"dtype": self.dtype}
         weights = self.state.base.weights  # of a GGUF file the tokenizer lies within it
         words = tokenizer_sha256(weights.directory) if isinstance(weights, SafetensorsCheckpoint) else ""
-        told = [self.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
+        told = [self.state.fingerprint, spec, dict(prepared.settings), prepared.metric, prepared.data_sha256, decided]
         told += [config_sha256(self.state.config.to_dict()), words]
         return sha256_text(json.dumps(told, sort_keys=True, default=str))
 
@@ -126,11 +117,11 @@ class EvaluationPlan:
 
 
 def _read(file: Path) -> EvaluationFile | None:
-    """What lies there; None if it is not there, damaged, or of an earlier version: it is made anew."""
-    with suppress(ArtefactError):
-        found: EvaluationFile = read_artefact(file, EvaluationFile)
-        return found
-    return None
+    """None if it is not there, damaged, or of an earlier version: it is made anew."""
+    try:
+        return read_artefact(file, EvaluationFile)  # type: ignore[no-any-return]
+    except ArtefactError:
+        return None
 
 
 def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: EvaluateSettings) -> EvaluationPlan:
@@ -147,21 +138,18 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
     """Refuse a directory with scores of other weights; another suite, other data and other settings may go into it."""
     for file in (*out.glob(FILE), *sorted((out / FINISHED).glob("*.json"))):
         found = _read(file)
-        if found is not None and found.fingerprint != plan.fingerprint:
-            there, now = found.model, plan.identity
-            same = (there.id, there.revision) == (now.id, now.revision)
-            why = difference("weights, with their patches,", found.fingerprint, plan.fingerprint)
+        if found is not None and found.fingerprint != plan.state.fingerprint:
+            why = difference("weights, with their patches,", found.fingerprint, plan.state.fingerprint)
             raise UserError(
-                f"{out}: holds the scores of {there.id}{' in another state' if same else ''}, and "
-                f"{plan.state.source.name} is to be scored now; {why}; name another --out, or remove it"
+                f"{out}: holds the scores of {found.model.id}, and {plan.state.source.name} is to be scored now; {why};"
+                " name another --out, or remove it"
             )
 
 
 def evaluate(plan: EvaluationPlan, out: Path, reporter: Reporter, *, replace: bool = False) -> EvaluationFile:
     """Run what is not finished, and write `evaluation.json`; with `replace` scores of other weights may go.
 
-    Raises:
-        EvaluationError: an evaluation failed; those before it stay.
+    An EvaluationError if an evaluation failed; those before it stay.
     """
     if not replace:
         require_same_weights(plan, out)
@@ -224,6 +212,6 @@ def score_one(backend: Backend, prepared: Prepared, samples: Path | None, report
 def _file(plan: EvaluationPlan, scores: tuple[Score, ...], settings: dict[str, Any]) -> EvaluationFile:
     engine = () if plan.settings.backend == "hf" else ("lm_eval", plan.settings.backend)
     return EvaluationFile(
-        model=plan.identity, fingerprint=plan.fingerprint, suite=plan.suite.name, scores=scores, settings=settings,
-        libraries=library_versions() | {name: version(name) for name in engine},
+        model=plan.identity, fingerprint=plan.state.fingerprint, suite=plan.suite.name, scores=scores,
+        settings=settings, libraries=library_versions() | {name: version(name) for name in engine},
     )  # fmt: skip

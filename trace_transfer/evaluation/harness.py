@@ -13,26 +13,24 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 from trace_transfer.data.encoding import template_of
-from trace_transfer.data.records import Message, read_rows
+from trace_transfer.data.records import Message, read_rows, records_sha256
 from trace_transfer.data.rendering import ChatTemplate, RenderingError
 from trace_transfer.data.tasks_file import TaskError, locate
 from trace_transfer.errors import NumericalError, UserError, first_line, suggestion
 from trace_transfer.evaluation.backends import Backend
-from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Reading, Sample, records_sha256
+from trace_transfer.evaluation.outcome import EvaluationError, Outcome, Prepared, Reading, Sample
 from trace_transfer.evaluation.records import Member
 from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec, is_yaml
 from trace_transfer.models.sources import hub_silence
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 PACKAGE = "lm-eval>=0.4.9,<0.5"  # as in pyproject.toml
 BOOTSTRAP = 1000  # draws, for metrics that are no mean
@@ -61,24 +59,18 @@ class _Tasks:
             raise EvaluationError(f"{self.spec.label}: lm-evaluation-harness failed: {first_line(error)}") from error
         (first, *smaller), results = [*self.groups, *self.tasks], {**found["results"], **found.get("groups", {})}
         value, stderr = self._score(results[first])
-        samples = tuple(
-            self._sample(name, one)
-            for name in self.tasks
-            for one in found["samples"][name]
-            if one["filter"] == self.filter
-        )
+        logged = [(name, one) for name in self.tasks for one in found["samples"][name] if one["filter"] == self.filter]
+        samples = tuple(self._sample(name, one) for name, one in logged)
         members = [Member(name=one, value=score[0], stderr=score[1], num_examples=results[one]["sample_len"])
                    for one in smaller if self.groups and (score := self._score(results[one]))]  # fmt: skip
         killed = sum(bool(sample.more.get("killed")) for sample in samples)
         return Outcome(value, stderr, samples, killed, tuple(members) or None)
 
     def _score(self, results: Mapping[str, Any]) -> tuple[float, float | None]:
-        key = f"{self.metric},{self.filter}"
-        if key not in results:
-            known = [one.partition(",")[0] for one in results if "," in one and "_stderr," not in one]
-            raise EvaluationError(f"{self.spec.label}: no metric '{self.metric}', {suggestion(self.metric, known)}")
+        if (value := results.get(f"{self.metric},{self.filter}")) is None:
+            raise EvaluationError(f"{self.spec.label}: has no '{self.metric}' of filter '{self.filter}'")
         stderr = results.get(f"{self.metric}_stderr,{self.filter}")
-        return float(results[key]), float(stderr) if isinstance(stderr, (int, float)) else None
+        return float(value), float(stderr) if isinstance(stderr, (int, float)) else None
 
     def _evaluate(self, backend: Backend, advance: Callable[[], None]) -> Any:
         from lm_eval.evaluator import evaluate
@@ -100,7 +92,6 @@ class _Tasks:
         return found
 
     def _sample(self, name: str, logged: Mapping[str, Any]) -> Sample:
-        """A document as the harness logged it; of likelihoods the requests and what came out of them."""
         value = logged.get(self.metric)
         number = float(value) if isinstance(value, (int, float)) else float("nan")
         arguments = list(logged["arguments"])
@@ -117,7 +108,7 @@ class _Tasks:
 
 @dataclass
 class _Progress:
-    """What the harness tells of each answer is meant for a cache; a bar can live on it."""
+    """A bar lives on what the harness tells its cache of each answer."""
 
     advance: Callable[[], None]
     left: int
@@ -134,16 +125,13 @@ def _seeded(seed: int) -> Iterator[None]:
     import numpy as np
     import torch
 
-    before, before_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
         random.seed(0)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before)
-            np.random.set_state(before_numpy)
+        yield
 
 
 @contextmanager
@@ -166,7 +154,6 @@ def _quiet() -> Iterator[None]:
 
 
 def missing_harness(names: Sequence[str]) -> str:
-    """What to say to evaluations that need the harness where there is none."""
     return (
         f"{', '.join(names)}: {'need' if len(names) > 1 else 'needs'} lm-evaluation-harness, which is not installed: "
         f"pip install '{PACKAGE}' (in a copy of the repository: pip install '.[evaluation]'). Evaluations of your own "
@@ -184,32 +171,30 @@ def prepare_harness(spec: EvaluationSpec, reading: Reading) -> Prepared:
     name = spec.task or spec.name
     path = locate(name, reading.directory) if is_yaml(name) else stock_file(name)
     if path is None:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, list(_named_files()), 5, cutoff=0.5) or ["(nothing)"]
-        raise TaskError(f"{spec.label}: no task '{name}' in lm-evaluation-harness; {suggestion(name, near, 'near')}")
+        near = ", ".join(get_close_matches(name, list(_named_files()), 5, cutoff=0.5)) or "nothing"
+        raise TaskError(f"{spec.label}: no task '{name}' in lm-evaluation-harness; near: {near}")
     try:
         config = load_yaml(path, resolve_func=False)  # imports nothing: some tasks fetch things when they are imported
         if "class" in config:
             raise TaskError(f"{spec.label}: '{name}' is a program of the harness, not a description; not supported")
-        if "group" in config:
-            return _prepare_group(spec, path, str(config["group"]), reading)
-        if not config.get("unsafe_code"):
+        if "group" not in config and not config.get("unsafe_code"):
             config = {"task": name, **load_yaml(path, resolve_func=True)}
     except UserError:
         raise
     except Exception as error:  # yaml's, and what includes and functions lead to
         raise TaskError(f"{spec.label}: the task '{name}' cannot be read: {first_line(error)}") from error
+    if "group" in config:
+        return _prepare_group(spec, path, str(config["group"]), reading)
     return prepare_config(spec, config, reading)
 
 
 def stock_file(name: str) -> Path | None:
     """The file of a task or group that comes with the harness."""
+    from lm_eval.tasks import TaskManager
+
     if (found := _named_files().get(name)) is not None:
         return found
-    from lm_eval.tasks import TaskManager  # names that come from an included file: ten seconds
-
-    with _quiet():
+    with _quiet():  # names that come from an included file: ten seconds
         entry = TaskManager().task_index.get(name)
     return None if entry is None else entry.yaml_path
 
@@ -229,7 +214,7 @@ def _named_files() -> Mapping[str, Path]:
 def prepare_config(
     spec: EvaluationSpec, config: Mapping[str, Any], reading: Reading, *, guarded: bool = False
 ) -> Prepared:
-    """From the harness' configuration of a task; `guarded`: code of the model is run, but walled in."""
+    """From the harness' configuration of a task; `guarded`: the model's programs are walled in."""
     from lm_eval.api.task import ConfigurableTask
 
     if config.get("unsafe_code") and not guarded:
@@ -237,10 +222,10 @@ def prepare_config(
     changed = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
     if spec.shots is not None:
         changed["num_fewshot"] = spec.shots
-    _set_data(changed, spec, reading)
     if changed.get("output_type", "generate_until") == "generate_until":
         changed["generation_kwargs"] = _generation(spec, changed.get("generation_kwargs"), reading)
     try:
+        _set_data(changed, spec, reading)
         with _quiet():
             task = ConfigurableTask(config=changed)
             len(task.eval_docs)
@@ -249,10 +234,9 @@ def prepare_config(
     except Exception as error:  # datasets, the hub's client and the task's own functions raise many kinds
         if spec.data is None:
             raise _from_hub(spec, changed, first_line(error)) from error
-        why = f"its records lack the column {error}" if isinstance(error, KeyError) else first_line(error)
         raise TaskError(
-            f"{spec.label}: the task '{config.get('task')}' cannot use these records: {why}. Expected are the columns "
-            f"of {config.get('dataset_path')}"
+            f"{spec.label}: the task '{config.get('task')}' cannot use these records: {first_line(error)}. Expected "
+            f"are the columns of {config.get('dataset_path')}, each with values of one kind"
         ) from error
     # The first that the task lists; kind humaneval lists a function whose results have other names.
     metrics = [spec.first_metric] if spec.kind == "humaneval" else list(task.aggregation())
@@ -297,15 +281,11 @@ def _prepared(
     spec: EvaluationSpec, tasks: Mapping[str, Any], groups: Mapping[str, Any], metrics: Sequence[str],
     filters: Sequence[str], reading: Reading,
 ) -> Prepared:  # fmt: skip
-    """With the metric and the filter that are asked for, or the first of each; a TaskError if there is no such."""
+    """With the metric and the filter that are asked for, or the first of each."""
     filters = list(dict.fromkeys(filters))
-    problems = [
-        f"{key}: unknown '{asked}', {suggestion(asked, known, 'the task has')}"
-        for key, asked, known in (("metric", spec.metric, metrics), ("filter", spec.filter, filters))
-        if asked is not None and asked not in known
-    ]
-    if problems:
-        raise TaskError(f"{spec.label}: " + "; ".join(problems))
+    for key, asked, known in (("metric", spec.metric, metrics), ("filter", spec.filter, filters)):
+        if asked is not None and asked not in known:
+            raise TaskError(f"{spec.label}: {key}: unknown '{asked}', {suggestion(asked, known, 'the task has')}")
     metric, own_filter = spec.metric or metrics[0], spec.filter or filters[0]
     limit, rows, num_examples = reading.settings.limit_of(spec.limit), [], 0
     for task in tasks.values():
@@ -329,7 +309,6 @@ def _prepared(
 
 
 def _generation(spec: EvaluationSpec, given: Any, reading: Reading) -> dict[str, Any]:
-    """How a task's answers are written: its own settings, the end of the template's turn, the longest answer."""
     found = dict(given or {"until": ["\n\n"], "do_sample": False})
     if spec.template == "chat":  # the harness itself stops at the end of text alone
         until = found.get("until") or []
@@ -342,8 +321,8 @@ def _generation(spec: EvaluationSpec, given: Any, reading: Reading) -> dict[str,
 
 
 def _turn_end(spec: EvaluationSpec, tokenizer: Any) -> str:
-    """The text with which the chat template ends an answer; a TaskError if there is no template, or if it does not take
-    a question, or the system message that is asked for (which the harness would leave out)."""
+    """The text with which the chat template ends an answer; a TaskError if there is none, or if it does not take the
+    system message that is asked for (which the harness would leave out)."""
     template_of(spec, tokenizer)
     system = () if spec.system is None else (Message("system", spec.system),)
     try:
@@ -372,13 +351,13 @@ def _set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) ->
             raise _from_hub(spec, config, f"{silence}; HF_HUB_OFFLINE=1 reads its cache")
         return
     scored = config.get("test_split") or config.get("validation_split") or "test"
-    splits = {scored: _table(spec, reading)}
+    splits = {scored: read_rows(spec, reading.directory).dataset()}
     own = config.get("fewshot_config") or {}
     left_out = ["split"]
     config |= dict.fromkeys(("training_split", "validation_split", "fewshot_split", "dataset_kwargs"))
     if spec.shots_data is not None:
         name = "train" if scored != "train" else "shots"
-        splits[name] = _table(spec.model_copy(update={"data": spec.shots_data}), reading)
+        splits[name] = read_rows(spec.model_copy(update={"data": spec.shots_data}), reading.directory).dataset()
         config |= {"training_split": name, "fewshot_split": name}
         left_out.append("samples")
     elif config.get("num_fewshot") and not own.get("samples"):
@@ -388,17 +367,6 @@ def _set_data(config: dict[str, Any], spec: EvaluationSpec, reading: Reading) ->
         )
     kept = {key: value for key, value in own.items() if key not in left_out}
     config |= {"test_split": scored, "fewshot_config": kept or None, "custom_dataset": lambda **_: splits}
-
-
-def _table(spec: EvaluationSpec, reading: Reading) -> Dataset:
-    """The records as the harness wants them: each column of one kind."""
-    rows = read_rows(spec, reading.directory)
-    try:
-        return rows.dataset()
-    except Exception as error:  # pyarrow raises many kinds
-        raise TaskError(
-            f"{spec.label}: a column has values of several kinds, which the harness cannot use: {first_line(error)}"
-        ) from error
 
 
 def _from_hub(spec: EvaluationSpec, config: Mapping[str, Any], why: str) -> TaskError:

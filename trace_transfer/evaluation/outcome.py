@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +27,9 @@ class EvaluationError(TraceTransferError):
 
 @dataclass(frozen=True)
 class Reading:
-    """How an evaluation's data are read: `directory` is what local files are relative to, `config` the model's."""
+    """How an evaluation's data are read."""
 
-    directory: Path
+    directory: Path  # what local files are relative to
     tokenizer: Any
     config: Any
     settings: EvaluateSettings
@@ -53,20 +52,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Sample:
-    """One example as it went.
+    """One example as it went."""
 
-    Attributes:
-        number: of the record in its data, from 0.
-        output: what the model wrote, or the chosen choice; None where nothing is written.
-        value: of the metric, on this example alone.
-        right: None where there is no right or wrong.
-    """
-
-    number: int
+    number: int  # of the record in its data, from 0
     prompt: str
-    output: str | None
+    output: str | None  # what the model wrote, or the chosen choice
     target: str
-    value: float
+    value: float  # of the metric, on this example alone
     right: bool | None
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,24 +85,17 @@ Pieces = tuple[tuple[str, bool], ...]
 
 @dataclass(frozen=True)
 class Prepared:
-    """An evaluation whose data are read and checked: all that it lacks is a model.
-
-    Attributes:
-        data_sha256: of the records that will be scored.
-        settings: those that decide the result.
-        run: the score of a model and what it said; calls its second argument `num_steps` times.
-        shown: the first example as text, in pieces: (text, whether it is the answer).
-    """
+    """An evaluation whose data are read and checked: all that it lacks is a model."""
 
     spec: EvaluationSpec
     metric: str
     higher_is_better: bool
     num_examples: int
     data_sha256: str
-    settings: Mapping[str, Any]
-    run: Run
+    settings: Mapping[str, Any]  # those that decide the result
+    run: Run  # calls its second argument `num_steps` times
     num_steps: int
-    shown: Pieces = ()
+    shown: Pieces = ()  # the first example as text: (text, whether it is the answer)
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
@@ -126,7 +111,7 @@ def ratio_and_stderr(sums: Sequence[float], counts: Sequence[int]) -> tuple[floa
     """Mean over all tokens of examples with `sums` over `counts` tokens, and its standard error over examples.
 
     The ratio estimator's (Cochran 1977, 2.39, without the finite-population correction): examples are independent, the
-    tokens of one are not. With equal counts it is that of `mean_and_stderr`.
+    tokens of one are not.
     """
     total, size = sum(counts), len(counts)
     ratio = math.fsum(sums) / total
@@ -134,11 +119,3 @@ def ratio_and_stderr(sums: Sequence[float], counts: Sequence[int]) -> tuple[floa
         return ratio, None
     squares = math.fsum((one - ratio * count) ** 2 for one, count in zip(sums, counts, strict=True))
     return ratio, math.sqrt(squares * size / (size - 1)) / total
-
-
-def records_sha256(rows: Iterable[Any]) -> str:
-    """Of records, whatever file they came from."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-    return digest.hexdigest()

@@ -1,8 +1,7 @@
 """Evaluations of one's own records, read in the same way as the examples of training.
 
 `loss`: how likely the model finds the answers, token by token, as training counts them.
-`exact-match`: the model goes on from the prompt of training, always with the likeliest token, until the token that
-ended answers in training, a text of `until`, or `max_new_tokens`; what it writes is right or not.
+`exact-match`: what the model writes after the prompt of training, always the likeliest token, is right or not.
 `multiple-choice`: which of some given answers the model finds likeliest. `acc` takes the largest log-likelihood,
 `acc_norm` the largest per character of the choice, as lm-evaluation-harness defines them: of the choice's text alone,
 without the end of the turn.
@@ -13,17 +12,16 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from dataclasses import replace
+from decimal import Decimal
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from trace_transfer.data.encoding import encode_prompts, encode_task, pieces_of, record_of
 from trace_transfer.data.examples import IGNORED, Example, TaskData
-from trace_transfer.data.records import Message, Record, Records, convert_all, read_records, read_rows
+from trace_transfer.data.records import Message, Record, Records, convert_all, read_records, read_rows, records_sha256
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.data.tasks_file import TaskError, UnusableValueError, describe, parse_source
-from trace_transfer.errors import listing
 from trace_transfer.evaluation.backends import Backend, Ending
 from trace_transfer.evaluation.outcome import (
     UNCUT,
@@ -35,7 +33,6 @@ from trace_transfer.evaluation.outcome import (
     Sample,
     mean_and_stderr,
     ratio_and_stderr,
-    records_sha256,
 )
 from trace_transfer.evaluation.suite_file import CHOICE_FIELDS, EvaluationSpec
 from trace_transfer.families.model_handle import require_vocabulary
@@ -54,11 +51,6 @@ def read_limited(spec: EvaluationSpec, reading: Reading) -> tuple[Records, str]:
     )
 
 
-def number_of(example: Example) -> int:
-    """Of its record: 17 of `math:17`, and of `math:17/2`."""
-    return int(record_of(example).rpartition(":")[2])
-
-
 def encode(spec: EvaluationSpec, records: Records, reading: Reading, max_length: int = UNCUT) -> TaskData:
     data = encode_task(spec, records, reading.tokenizer, max_length=max_length)
     require_vocabulary("the model", (example.input_ids for example in data.examples), reading.config)
@@ -67,38 +59,27 @@ def encode(spec: EvaluationSpec, records: Records, reading: Reading, max_length:
 
 def _prepared(
     spec: EvaluationSpec, reading: Reading, sha256: str, num_examples: int, run: Run, shown: Pieces, *,
-    num_steps: int | None = None, **told: Any,
+    num_steps: int = 0, **told: Any,
 ) -> Prepared:  # fmt: skip
     told |= {"limit": reading.settings.limit_of(spec.limit), "max_length": reading.longest}
-    steps = num_examples if num_steps is None else num_steps
-    return Prepared(spec, spec.first_metric, spec.higher_is_better, num_examples, sha256, told, run, steps, shown)
+    steps, better = num_steps or num_examples, spec.first_metric != "loss"
+    return Prepared(spec, spec.first_metric, better, num_examples, sha256, told, run, steps, shown)
 
 
-def shortened(
-    spec: EvaluationSpec, reading: Reading, prompts: Mapping[str, tuple[int, ...]], rooms: Sequence[int]
-) -> tuple[list[tuple[int, ...]], int]:
-    """Prompts, by the names of their examples, of as many tokens as there is room: their special beginning and their
-    end are kept; and how many were cut. Refuses those with nothing in them: there is nothing to go on from."""
-    if empty := [name for name, ids in prompts.items() if not ids]:
-        raise TaskError(f"{spec.label}: nothing stands before the answer:\n" + listing(empty))
-    added = reading.tokenizer.added_tokens_decoder.items()
-    special = {index for index, token in added if token.special} | set(reading.tokenizer.all_special_ids)
-    found, num_cut = [], 0
-    for ids, room in zip(prompts.values(), rooms, strict=True):
-        if len(ids) > room:
-            num_cut += 1
-            lead = tuple(takewhile(special.__contains__, ids))[:room]
-            ids = (*lead, *ids[len(ids) - (room - len(lead)) :])
-        found.append(ids)
-    return found, num_cut
+def shortened(ids: tuple[int, ...], room: int, tokenizer: Any) -> tuple[int, ...]:
+    """A prompt of as many tokens as there is room: its special beginning and its end are kept."""
+    if len(ids) <= room:
+        return ids
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    lead = tuple(takewhile((special | set(tokenizer.all_special_ids)).__contains__, ids))[:room]
+    return (*lead, *ids[len(ids) - (room - len(lead)) :])
 
 
 # ---- loss
 
 
 def prepare_loss(spec: EvaluationSpec, reading: Reading) -> Prepared:
-    """Read and encode the records, exactly as training does; the score is the mean over all answer tokens, and its
-    standard error is over examples, whose tokens hang together."""
+    """Read and encode the records, exactly as training does; the score is the mean over all answer tokens."""
     if reading.settings.backend != "hf" and spec.first_metric == "token-accuracy":
         raise TaskError(f"{spec.label}: token-accuracy needs the likeliest token at every place; use --backend hf")
     records, sha256 = read_limited(spec, reading)
@@ -114,7 +95,8 @@ def prepare_loss(spec: EvaluationSpec, reading: Reading) -> Prepared:
             answer = decode([token for token, label in pairs if label != IGNORED])
             rest = decode([token for token, label in pairs if label == IGNORED])
             more = {"num_tokens": one.num_tokens, "loss": one.loss / one.num_tokens}
-            samples.append(Sample(number_of(example), rest, None, answer, total / one.num_tokens, None, more))
+            number = int(record_of(example).rpartition(":")[2])
+            samples.append(Sample(number, rest, None, answer, total / one.num_tokens, None, more))
         return Outcome(value, stderr, tuple(samples))
 
     return _prepared(
@@ -136,8 +118,8 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> Prepared:
     targets = [record.messages[-1].content for record in records.records]
     found = encode_prompts(spec, records.records, tokenizer)
     require_vocabulary("the model", found.ids, reading.config)
-    named = {f"{spec.name}:{number}": ids for number, ids in zip(numbers, found.ids, strict=True)}
-    prompts, num_cut = shortened(spec, reading, named, [longest - most] * len(named))
+    prompts = [shortened(ids, longest - most, tokenizer) for ids in found.ids]
+    num_cut = sum(len(ids) > longest - most for ids in found.ids)
     ending = Ending(most, found.stop_ids, (*spec.until, *found.stop_texts))
 
     def run(backend: Backend, advance: Callable[[], None]) -> Outcome:
@@ -182,7 +164,6 @@ def extracted(text: str, expression: str | None) -> str | None:
 
 
 def normalised(text: str, how: Sequence[str]) -> str:
-    """A text without what it may differ in."""
     for name in how:
         text = _NORMALISERS[name](text)
     return text
@@ -191,12 +172,7 @@ def normalised(text: str, how: Sequence[str]) -> str:
 def _number(text: str) -> str:
     """The number that the text is, written in one way; any other text as it is."""
     bare = text.strip().strip("$€£%").removesuffix(".").strip()
-    if not _NUMBER.fullmatch(bare):
-        return text
-    try:
-        return f"{Decimal(bare.replace(',', '')).normalize():f}"
-    except InvalidOperation:
-        return text
+    return f"{Decimal(bare.replace(',', '')).normalize():f}" if _NUMBER.fullmatch(bare) else text
 
 
 _NORMALISERS: dict[str, Callable[[str], str]] = {
@@ -210,8 +186,7 @@ _NORMALISERS: dict[str, Callable[[str], str]] = {
 # ---- multiple choice
 
 
-@dataclass(frozen=True)
-class ChoiceRecord:
+class ChoiceRecord(NamedTuple):
     """A question, its choices, and which of them is right (from 0)."""
 
     number: int
@@ -232,19 +207,12 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading) -> Prepared:
     # Of each choice its own tokens, without what the template puts first, and without the end of the turn.
     places = [example.content or (0, 0) for example in data.examples]
     answers = [one.input_ids[start:end] for one, (start, end) in zip(data.examples, places, strict=True)]
-    for example, answer in zip(data.examples, answers, strict=True):
-        if len(answer) >= reading.longest:
-            most = f"a choice of {len(answer)} tokens, of {reading.longest} at most"
-            raise TaskError(f"{spec.label}: {example.id}: {most}")
-    asked = {
-        f"{one.id}, choice {place}": one.input_ids[:start]
-        for place, (one, (start, _)) in enumerate(zip(data.examples, places, strict=True))
-    }
-    prompts, num_cut = shortened(spec, reading, asked, [reading.longest - len(answer) for answer in answers])
-    examples = [  # one for each choice of each record, in order
-        Example(one.id, (*prompt, *answer), (*[IGNORED] * len(prompt), *answer))
-        for one, prompt, answer in zip(data.examples, prompts, answers, strict=True)
-    ]
+    reading.require_room(spec, max(map(len, answers)))
+    examples, num_cut = [], 0  # one for each choice of each record, in order
+    for one, (start, _), answer in zip(data.examples, places, answers, strict=True):
+        prompt = shortened(one.input_ids[:start], reading.longest - len(answer), reading.tokenizer)
+        num_cut += len(prompt) < start
+        examples.append(Example(one.id, (*prompt, *answer), (*[IGNORED] * len(prompt), *answer)))
 
     def run(backend: Backend, advance: Callable[[], None]) -> Outcome:
         scores, samples = iter(backend.score(examples, advance)), []

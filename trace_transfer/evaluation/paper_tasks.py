@@ -1,9 +1,8 @@
 """Tasks of the paper that lm-evaluation-harness does not have so: HumanEval walled in, and the authors' own scripts.
 
-HumanEval goes through the harness, its programs run by `programs` in place of `code_eval`. The stock task loads that
-from the hub when it is imported and runs programs in forks of the evaluating process. Here prompt, decoding, stop
-sequences and scoring are the stock task's, version 1.0 (4.0 of the instruct form); a problem's test calls the program
-from another process, so that a program cannot fake its pass.
+HumanEval goes through the harness; prompt, decoding, stop sequences and scoring are the stock task's, version 1.0 (4.0
+of the instruct form). Its programs are run by `programs` in place of `code_eval`, which is loaded from the hub and runs
+them in forks of the evaluating process.
 
 How the authors of TRACE read an answer is written anew here, for the harness' filters of `suites/authors`.
 
@@ -31,16 +30,16 @@ TEST = "{{prompt}}\n{{entry_point}} = __program__.{{entry_point}}\n{{test}}\nche
 # The official checker gives 3 s by the clock; these are 3 s of processor time, the same on an idle machine and on a
 # busy one. It limits neither memory nor files.
 LIMITS = Limits(cpu_seconds=3)
-NOT_ALLOWED = (
-    "it runs programs that the model writes; give --allow-code-execution (allow_code_execution: true) if that is what "
-    "you want. They run in a child process without network and with limits on time, memory and files"
-)
 
 
 def prepare_humaneval(spec: EvaluationSpec, reading: Reading) -> Prepared:
     """HumanEval, whose programs run walled in; raises as `prepare_harness`."""
     if not reading.settings.allow_code_execution:
-        raise UserError(f"{spec.label}: {NOT_ALLOWED}")
+        raise UserError(
+            f"{spec.label}: it runs programs that the model writes; give --allow-code-execution (allow_code_execution: "
+            "true) if that is what you want. They run in a child process without network and with limits on time, "
+            "memory and files"
+        )
     run_program("", "", LIMITS)  # raises where programs cannot be confined
     config = harness_config(instruct=spec.template == "chat")
     if spec.data is not None:
@@ -49,12 +48,7 @@ def prepare_humaneval(spec: EvaluationSpec, reading: Reading) -> Prepared:
 
 
 def harness_config(*, instruct: bool = False) -> dict[str, Any]:
-    """The stock task with our programs, tests and metric: "pass@1,create_test", and "killed,create_test", the share of
-    programs that were killed or timed out.
-
-    `instruct` is the stock `humaneval_instruct`: the problem as a question, the answer begun inside a code block (to be
-    used with the model's chat template).
-    """
+    """The stock task (`humaneval_instruct` for a chat template) with our programs, tests and metrics `pass_rates`."""
     import lm_eval
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -70,7 +64,7 @@ def harness_config(*, instruct: bool = False) -> dict[str, Any]:
 
 
 def pass_rates(references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]) -> dict[str, float]:
-    """Run each problem's one program against its test, as of `TEST`: pass@1, and the share that was killed."""
+    """Run each problem's one program against its test: pass@1, and the share that was killed or timed out."""
     outcomes = [run_program(program, test, LIMITS) for test, (program,) in zip(references, predictions, strict=True)]
     num_killed = sum(one.status in ("killed", "timed out") for one in outcomes)
     return {"pass@1": sum(one.passed for one in outcomes) / len(outcomes), "killed": num_killed / len(outcomes)}

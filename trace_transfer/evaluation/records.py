@@ -21,10 +21,9 @@ class Member(Strict):
 class Score(Strict):
     """One evaluation's score of one model.
 
-    `value` is in the metric's own unit: a share in [0, 1] for accuracies, nats per token for `loss`. `stderr` is its
-    standard error over examples, None where it cannot be told. `settings` decide it: shots, lengths, limit, protocol;
-    `data_sha256` is that of the records that were scored. `num_errors` counts programs that were killed, in evaluations
-    that run generated code. `members` are those of a group, its smaller groups first.
+    `value` is a share in [0, 1] for accuracies, nats per token for `loss`; `stderr` its standard error over examples.
+    `settings` decide it; `data_sha256` is that of the scored records. `num_errors` counts programs that were killed.
+    `members` are those of a group, its smaller groups first.
     """
 
     name: str = Field(pattern=TASK)
@@ -65,8 +64,7 @@ class ScoredStage(Strict):
 class ScoreMatrix(Strict):
     """`scores.json`: scores before training and after each stage of a stream (R of Lopez-Paz and Ranzato, 2017).
 
-    `of_task` says which evaluation measures which task: task → name of the evaluation. Other evaluations measure what
-    no task taught. The first stage is the base.
+    `of_task`: task → name of the evaluation that measures it. The first stage is the base.
     """
 
     format: Literal["trace-transfer/scores"] = "trace-transfer/scores"

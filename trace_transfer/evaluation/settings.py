@@ -27,8 +27,8 @@ class EvaluateSettings(Settings):
         group="Hardware", common=True,
     )  # fmt: skip
     backend_arguments: Mapping[str, Any] = setting(
-        dict, "Arguments of the backend, as lm-evaluation-harness names them: parallelize=true spreads hf over all "
-        "GPUs, tensor_parallel_size=8 vllm, tp_size=8 sglang.", metavar="KEY=VALUE,…", group="Hardware",
+        dict, "Arguments of the backend: parallelize=true (and max_memory_per_gpu=…) spreads hf over all GPUs; vllm "
+        "and sglang get theirs (tensor_parallel_size=8, tp_size=8).", metavar="KEY=VALUE,…", group="Hardware",
     )  # fmt: skip
     batch_size: Count | Literal["auto"] | None = setting(
         None, "Examples per forward pass; auto: as many as memory holds. Default: 8; auto for vllm and sglang.",
@@ -69,6 +69,6 @@ class EvaluateSettings(Settings):
     def deciding(self) -> dict[str, Any]:
         """Those that decide a result."""
         found = {name: value for name, value in self.recorded().items() if name not in _UNDECIDING}
-        if self.backend == "hf" and set(self.backend_arguments) <= set(SPREADING):
-            found.pop("backend_arguments", None)
+        if self.backend == "hf":
+            found.pop("backend_arguments", None)  # where its layers are
         return found

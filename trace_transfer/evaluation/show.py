@@ -34,14 +34,12 @@ render_evaluation = as_text(draw_evaluation)
 
 def _rows(score: Score) -> Iterator[tuple[Shown, ...]]:
     better = "" if score.higher_is_better else "↓"
-    first = (score.name, score.kind, score.metric)
-    yield (*first, *_numbers(score), better, score.num_examples, f"{score.seconds:.1f}")
-    for member in score.members or ():
-        yield (f"  {member.name}", "", "", *_numbers(member), better, member.num_examples, "")
-
-
-def _numbers(one: Score | Member) -> tuple[str, str | None]:
-    return f"{one.value:.4f}", None if one.stderr is None else f"{one.stderr:.4f}"
+    every: tuple[Score | Member, ...] = (score, *(score.members or ()))
+    for one in every:
+        stderr = None if one.stderr is None else f"{one.stderr:.4f}"
+        told = (one.name, score.kind, score.metric) if one is score else (f"  {one.name}", "", "")
+        seconds = f"{score.seconds:.1f}" if one is score else ""
+        yield (*told, f"{one.value:.4f}", stderr, better, one.num_examples, seconds)
 
 
 @as_text

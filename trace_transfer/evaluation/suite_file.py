@@ -1,11 +1,7 @@
 """A suite's file → one `EvaluationSpec` per evaluation, with every problem of the file found in one go.
 
     evaluations:
-      - name: maths
-        kind: exact-match             # or loss, multiple-choice, harness, humaneval
-        data: gsm8k.test.jsonl        # as in tasks.yaml
-        fields: {prompt: question, completion: answer}
-        extract: "-?[0-9]+"
+      - {name: maths, kind: exact-match, data: gsm8k.test.jsonl, extract: "-?[0-9]+"}
 
 Reads the file's text and whether the data files are there; no data.
 """
@@ -15,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -28,9 +24,9 @@ from trace_transfer.data.tasks_file import (
     checked_items,
     items_under,
     refuse,
+    suffix_of,
     suggestion,
 )
-from trace_transfer.errors import listing
 from trace_transfer.printable import is_name
 
 SHIPPED = Path(__file__).parent / "suites"
@@ -100,17 +96,8 @@ class EvaluationSpec(TaskSpec):
     count_from: int = Field(default=0, ge=0, le=1, strict=True)
 
     @property
-    def builder(self) -> str | None:
-        return None if self.data is None else super().builder
-
-    @property
     def label(self) -> str:
-        return f"evaluation {self.name}" + (f" ({self.place})" if self.data else "")
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Of the metrics of our own kinds."""
-        return self.first_metric != "loss"
+        return f"evaluation {self.name}" + (f" ({self.data})" if self.data else "")
 
     @property
     def first_metric(self) -> str:
@@ -118,12 +105,8 @@ class EvaluationSpec(TaskSpec):
 
     @classmethod
     def local_files(cls, item: Mapping[str, Any]) -> dict[str, str]:
-        found = {key: item.get(key) for key in ("data", "shots_data", "task")}
-        return {
-            key: value
-            for key, value in found.items()
-            if isinstance(value, str) and (is_yaml(value) if key == "task" else _suffix(value) in FORMATS)
-        }
+        found = {key: item[key] for key in ("data", "shots_data", "task") if isinstance(item.get(key), str)}
+        return {key: value for key, value in found.items() if is_yaml(value) or suffix_of(value) in FORMATS}
 
     @field_validator("extract")
     @classmethod
@@ -132,13 +115,6 @@ class EvaluationSpec(TaskSpec):
             re.compile(value or "")
         except re.error as error:
             raise ValueError(f"'{value}' is not a regular expression: {error}") from None
-        return value
-
-    @field_validator("shots_data")
-    @classmethod
-    def _is_file(cls, value: str | None) -> str | None:
-        if value is not None and _suffix(value) not in FORMATS:
-            raise ValueError(f"'{value}' cannot be used; expected a {', '.join(FORMATS)} file")
         return value
 
     @property
@@ -151,10 +127,11 @@ class EvaluationSpec(TaskSpec):
             found.append(f"{', '.join(foreign)}: not for kind {self.kind}, {suggestion(foreign[0], allowed)}")
         if several := [name for name, one in self.fields.items() if isinstance(one, tuple) and name != "choices"]:
             found.append(f"fields: {', '.join(several)}: found a list, expected a text")
-        if self.kind in ("harness", "humaneval"):
-            if self.data is not None and not self.builder:
-                found.append(f"data: '{self.data}': expected a local {', '.join(FORMATS)} file, or none")
-        elif self.data is None:
+        local = [("data", self.data)] if self.kind in ("harness", "humaneval") else []
+        for key, file in [*local, ("shots_data", self.shots_data)]:
+            if file is not None and suffix_of(file) not in FORMATS:
+                found.append(f"{key}: '{file}': expected a local {', '.join(FORMATS)} file, or none")
+        if self.data is None and not local:
             found.append("'data:' is missing")
         known = METRICS[self.kind]
         if self.metric is not None and known and self.metric not in known:
@@ -172,18 +149,14 @@ class Suite:
     where: str = ""
 
     @classmethod
-    def of(
-        cls, items: Iterable[Mapping[str, Any] | EvaluationSpec], directory: Path | str, name: str, *, where: str = ""
-    ) -> Suite:
-        """From the items of a list in YAML; messages begin with `where`, such as the file that it stands in."""
-        plain = [item.model_dump(exclude_unset=True) if isinstance(item, EvaluationSpec) else item for item in items]
-        specs, problems = checked_items(plain, EvaluationSpec, Path(directory), "evaluation")
+    def of(cls, items: Iterable[Mapping[str, Any]], directory: Path | str, name: str, *, where: str = "") -> Suite:
+        """From the items of a list in YAML; messages begin with `where`."""
+        specs, problems = checked_items(list(items), EvaluationSpec, Path(directory), "evaluation")
         refuse(problems, where or f"evaluations of {name}")
         return cls(name, specs, Path(directory), where)
 
     @property
     def label(self) -> str:
-        """For messages: where it stands; a suite that comes with the package has but a name."""
         return self.where or f"suite {self.name}"
 
     @property
@@ -193,13 +166,12 @@ class Suite:
     def only(self, names: Iterable[str]) -> Suite:
         """The evaluations of these names, in the order of the suite; all if none is named."""
         wanted = list(names)
-        if unknown := [name for name in wanted if name not in self.names]:
-            lines = [f"'{name}': {suggestion(name, self.names, 'it has')}" for name in unknown]
-            raise TaskError(f"{self.label}: has no such evaluation:\n" + listing(lines))
+        unknown = [f"'{name}': {suggestion(name, self.names, 'it has')}" for name in wanted if name not in self.names]
+        refuse(unknown, f"{self.label}: has no such evaluation")
         return replace(self, specs=tuple(spec for spec in self.specs if not wanted or spec.name in wanted))
 
     def with_data(self, files: Mapping[str, Path | str]) -> Suite:
-        """With other local data: name of an evaluation → file; `NAME.shots` for what its examples are drawn from."""
+        """With other local data: name of an evaluation (`NAME.shots` for its examples) → file."""
         items, problems = {spec.name: spec.model_dump(exclude_unset=True) for spec in self.specs}, []
         for name, file in files.items():
             shots = name not in items and name.endswith(SHOTS)
@@ -207,12 +179,11 @@ class Suite:
             if owner not in items:
                 problems.append(f"{name}: no such evaluation, {suggestion(name, self.names, 'the suite has')}")
                 continue
-            others = () if shots else ("subset", "split", "revision")
-            kept = {key: value for key, value in items[owner].items() if key not in others}
-            items[owner] = {**kept, "shots_data" if shots else "data": str(Path(file).expanduser().absolute())}
+            for key in () if shots else ("subset", "split", "revision"):
+                items[owner].pop(key, None)
+            items[owner]["shots_data" if shots else "data"] = str(Path(file).expanduser().absolute())
         specs, found = checked_items(list(items.values()), EvaluationSpec, self.directory, "evaluation")
-        if problems + found:
-            raise TaskError("data that cannot be used:\n" + listing(problems + found))
+        refuse(problems + found, "data that cannot be used")
         return replace(self, specs=specs)
 
 
@@ -235,9 +206,5 @@ def load_suite(path: Path | str) -> Suite:
     return Suite.of(items, file.parent, file.stem, where="" if shipped else str(file))
 
 
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
 def is_yaml(name: str) -> bool:
-    return _suffix(name) in (".yaml", ".yml")
+    return suffix_of(name) in (".yaml", ".yml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from trace_transfer.errors import ModelError, first_line
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.application import anatomy_of
 from trace_transfer.families.registry import FamilyRegistry
-from trace_transfer.models.sources import ModelSource, load_inventory
+from trace_transfer.models.sources import Inventory, ModelSource, load_inventory
 from trace_transfer.records import ModelIdentity
 
 # In several scripts, with digits and the letters of sequences, so that a tokenizer of few characters knows some.
@@ -33,17 +33,15 @@ class OpenModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        inventory = self.anatomy.inventory
-        return ModelIdentity(
-            id=self.source.repo,
-            revision=self.source.revision,
-            family=self.anatomy.family,
-            model_type=inventory.model_type,
-            num_layers=self.anatomy.num_layers,
-            num_parameters=len(inventory.shapes),
-            num_elements=inventory.num_elements,
-            names_sha256=inventory.names_sha256,
-        )
+        return identity_of(self.source, self.anatomy.inventory, self.anatomy.family, self.anatomy.num_layers)
+
+
+def identity_of(source: ModelSource, inventory: Inventory, family: str, num_layers: int) -> ModelIdentity:
+    return ModelIdentity(
+        id=source.repo, revision=source.revision, family=family, model_type=inventory.model_type,
+        num_layers=num_layers, num_parameters=len(inventory.shapes), num_elements=inventory.num_elements,
+        names_sha256=inventory.names_sha256,
+    )  # fmt: skip
 
 
 def open_model(name: str | Path, registry: FamilyRegistry) -> OpenModel:
@@ -99,4 +97,14 @@ def require_vocabulary(name: str, texts: Iterable[Sequence[int]], config: Any) -
         raise ModelError(
             f"{name}: its tokenizer gives token id {largest}, but its vocabulary has {size} tokens: the tokenizer "
             "belongs to another model"
+        )
+
+
+def require_fitting(name: str, texts: Collection[Sequence[int]], config: Any) -> None:
+    """Refuse texts with token ids that a model has no row for, or of more tokens than it was made for."""
+    require_vocabulary(name, texts, config)
+    positions, longest = getattr(config.get_text_config(), "max_position_embeddings", None), max(map(len, texts))
+    if positions and longest > positions:
+        raise ModelError(
+            f"{name}: was made for {positions} tokens, the longest text has {longest}; give --max-length {positions}"
         )

@@ -1,9 +1,8 @@
 """The states of a stream: a base model and the patches of its first stages, read a tensor or some rows at a time.
 
 Each tensor is stored in the type in which the base has it on disk (float32 for a GGUF file), or in the type of the last
-patch that holds it. So `base + patches` is exact, and a state needs no more room than its patches. A state is what a
-patch is recorded against (`record_patch`), what a model is written from (`write_model`), and where the next stage of
-training starts (`PatchedModel`).
+patch that holds it, so that `base + patches` is exact. A patch is recorded against a state (`record_patch`), a model is
+written from one (`write_model`), and the next stage of training starts from one (`PatchedModel`).
 """
 
 from __future__ import annotations
@@ -55,10 +54,7 @@ def _put(patch: Patch, entry: PatchEntry, block: Tensor, values: Tensor, rows: t
 
 @dataclass(frozen=True)
 class ModelState:
-    """A base and patches, in the order in which they are applied. Opening it reads headers only.
-
-    Whether each patch begins where the one before ended is looked at by `check`, which reads what they hold.
-    """
+    """A base and patches, in the order in which they are applied. Opening it reads headers only; see `check`."""
 
     source: ModelSource
     patches: tuple[Patch, ...] = ()
@@ -93,7 +89,7 @@ class ModelState:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a value changes; that of the base itself where there is no patch."""
+        """Changes when a value changes."""
         if not self.patches:
             return self.base.weights.fingerprint
         sums = (f"{patch.sha256}{' inverted' if patch.inverted else ''}" for patch in self.patches)
@@ -126,12 +122,8 @@ class ModelState:
         return value.view(self.shapes[name])
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """One tensor, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts.
-
-        Raises:
-            ModelError: it is missing on disk.
-            StateError: a patch of some rows has another type, which does not hold the values of the other rows.
-        """
+        """One tensor, flattened, some rows at a time, cut where `Checkpoint.chunks` cuts; a StateError if the type of a
+        patch of some rows does not hold the values of the others."""
         held = self._entries_of(name)
         if not held:
             yield from self.base.chunks(name)
@@ -146,11 +138,8 @@ class ModelState:
             yield block.flatten()
 
     def check(self, reporter: Reporter) -> None:
-        """Read all that patches hold, and see that each begins where the one before ended.
-
-        Raises:
-            StateError: the first patch that does not, and which of its tensors differ, bit for bit.
-        """
+        """Read all that patches hold; a StateError for the first that does not begin, bit for bit, where the one before
+        ended."""
         if not self.patched:
             return
         differences: list[list[str]] = [[] for _ in self.patches]
@@ -200,15 +189,9 @@ class ModelState:
         return (block.view(-1, *inner) for block in self.base.chunks(name))
 
     def require_readable(self, names: Iterable[str]) -> None:
-        """Read the first rows of tensors; a ModelError names those that cannot be put into a patch."""
-        problems = []
+        """Read the first rows of tensors; a ModelError for one that cannot be put into a patch."""
         for name in names:
-            try:
-                next(self.base.chunks(name))
-            except ModelError as error:
-                problems.append(str(error))
-        if problems:
-            raise ModelError("tensors that no patch can hold:\n" + listing(problems))
+            next(self.base.chunks(name))
 
 
 def require_same_names(base: ModelState, other: ModelState) -> None:
@@ -233,9 +216,6 @@ def write_model(
     Args:
         replace: what is in the directory goes when the new model is whole.
         texts: further files, name → content.
-
-    Raises:
-        StateError: a patch does not begin where the one before ended.
     """
     specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
     state.check(reporter)
@@ -252,53 +232,37 @@ def write_model(
         )  # fmt: skip
 
 
-def patch_entries(state: ModelState, mask: Mask, save_dtype: str = "stored") -> tuple[PatchEntry, ...]:
-    """The entries of the patch of a stage that begins with a state, in the order of the model; reads headers only.
-
-    Args:
-        save_dtype: `stored`, the type in which the state has each tensor, or `float32`, or wider where it is wider.
-    """
-    entries = []
-    for name, shape in state.shapes.items():
-        if mask.trains(name):
-            before = state.dtype(name)
-            after = torch.promote_types(before, torch.float32) if save_dtype == "float32" else before
-            entries.append(PatchEntry(name, shape, mask.parts[name], before, after))
-    return tuple(entries)
-
-
 def record_patch(
     path: Path, state: ModelState, mask: Mask, trained: Iterable[tuple[str, Tensor]], *, task: str, method: str,
     save_dtype: str = "stored",
 ) -> Patch:  # fmt: skip
-    """Write the patch of a stage that began with a state, a tensor at a time.
+    """Write the patch of a stage that began with a state, a tensor at a time; raises as `as_stored`.
 
     Args:
+        save_dtype: `stored`, the type in which the state has each tensor, or `float32`, or wider where it is wider.
         trained: what is trained of each tensor of the mask, in float32, once, in any order (of a slice its rows or
             columns, one after the other).
-
-    Raises:
-        NumericalError: values that are not finite, or that the stored type cannot hold.
     """
-    entries = patch_entries(state, mask, save_dtype)
-
-    def changes() -> Iterator[tuple[PatchEntry, Tensor, Tensor]]:
-        by_name = {entry.name: entry for entry in entries}
-        for name, value in trained:
-            entry = by_name[name]
-            yield entry, entry.part_of(state.value(name)), as_stored(entry, value)
-
+    entries = {}
+    for name, shape in state.shapes.items():
+        if mask.trains(name):
+            before = state.dtype(name)
+            after = torch.promote_types(before, torch.float32) if save_dtype == "float32" else before
+            entries[name] = PatchEntry(name, shape, mask.parts[name], before, after)
+    values = (
+        (entries[name], entries[name].part_of(state.value(name)), as_stored(entries[name], value))
+        for name, value in trained
+    )
     return write_patch(
-        path, task=task, method=method, names_sha256=state.names_sha256, entries=entries, values=changes()
+        path, task=task, method=method, names_sha256=state.names_sha256, entries=list(entries.values()), values=values
     )
 
 
 def as_stored(entry: PatchEntry, value: Tensor) -> Tensor:
     """A trained value in the type of its entry; a NumericalError if it is not finite, or that cannot hold it."""
-    after = value.to(entry.after_dtype)
     if not all_finite(value):
         raise NumericalError(f"{entry.name}: NaN or Inf in the trained values; no patch can hold them")
-    if not all_finite(after):
+    if not all_finite(after := value.to(entry.after_dtype)):
         raise NumericalError(
             f"{entry.name}: trained values of up to {float(value.abs().max()):g} do not fit "
             f"{dtype_name(entry.after_dtype)}, in which the base stores it; save them in float32"

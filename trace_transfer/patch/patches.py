@@ -1,16 +1,15 @@
 """`TASK.patch.safetensors`: what one stage changed, with the values before and after, so that it can be undone.
 
 Tensors `before/NAME` and `after/NAME` of each trained tensor, by its run-time name: the whole tensor, or the trained
-rows (columns; depth, along the third axis) or single parameters alone, one after another in their order; the places of
-single parameters are in `chosen/NAME`, as in the file beside a core file. Before and after may be of
-different types: after a patch its tensors are stored in the type of `after`. Metadata: format, version, task, method,
-`names_sha256` of the model, and `parameters`, a JSON list of name, shape and perhaps rows, columns, depth or chosen.
+rows (columns; depth, along the third axis) or single parameters alone, in their order; the places of single parameters
+are in `chosen/NAME`, as in the file beside a core file. After a patch its tensors are stored in the type of `after`.
+Metadata: format, version, task, method, `names_sha256` of the model, and `parameters`, a JSON list of name, shape and
+perhaps rows, columns, depth or chosen.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -95,12 +94,9 @@ class _Tensor(TensorPart):
     chosen: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
-    def _one_part_in_order(self) -> Self:
-        given = [word for word in (*AXES, CHOSEN) if getattr(self, word) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{self.name}: {' and '.join(given)}, expected one of them")
+    def _in_order(self) -> Self:
         if self.part and merged_ranges(self.part.ranges) != self.part.ranges:
-            raise ValueError(f"{self.name}: {given[0]} {list(self.part.ranges)}, expected ranges in order")
+            raise ValueError(f"{self.name}: {AXES[self.part.dim]} {list(self.part.ranges)}, expected ranges in order")
         return self
 
     @property
@@ -132,12 +128,8 @@ class Patch:
 
     @classmethod
     def open(cls, path: Path | str) -> Patch:
-        """Open a patch and check all of its header.
-
-        Raises:
-            ArtefactError: it cannot be read, is cut short or damaged, of another format or version, or holds other
-                tensors than its metadata say; all of that is told at once.
-        """
+        """Open a patch and check all of its header; an ArtefactError if it is damaged, of another format or version, or
+        holds other tensors than its metadata say."""
         file = Path(path)
         header = checked(file, _metadata(file), _Header, ArtefactError)
         stored = {name: (one.dtype, one.shape) for name, one in stored_tensors(file).items()}
@@ -174,12 +166,10 @@ class Patch:
 
     @property
     def num_elements(self) -> int:
-        """Elements that it holds."""
         return sum(entry.num_elements for entry in self.entries)
 
     @property
     def mask(self) -> Mask:
-        """What it changes."""
         return Mask({entry.name: entry.part for entry in self.entries})
 
     @property
@@ -189,11 +179,10 @@ class Patch:
         return replace(self, entries=tuple(back), inverted=not self.inverted)
 
     def before(self, name: str) -> Tensor:
-        """A tensor's values (those of its part) in the state that the patch begins with."""
+        """Values of a tensor's part in the state that the patch begins with."""
         return read_tensor(self.path, self._key(name, BEFORE))
 
     def after(self, name: str) -> Tensor:
-        """A tensor's values (those of its part) in the state that the patch ends with."""
         return read_tensor(self.path, self._key(name, AFTER))
 
     def blocks(self, name: str, kind: Kind) -> Iterator[Tensor]:
@@ -210,7 +199,6 @@ class Patch:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
         return weights_sha256([self.path])
 
 
@@ -245,9 +233,7 @@ def _chosen(file: Path, tensor: _Tensor, stored: Stored) -> Chosen:
 def _misfits(entries: Sequence[PatchEntry], stored: Stored) -> list[str]:
     """Where the tensors of a file are not those of its entries."""
     expected = {key: spec for entry in entries for key, spec in entry.specs.items()}
-    counts = Counter(entry.name for entry in entries)
-    problems = [f"{name}: listed twice" for name, count in counts.items() if count > 1]
-    problems += [f"{key}: not in its metadata" for key in sorted(stored.keys() - expected.keys())]
+    problems = [f"{key}: not in its metadata" for key in sorted(stored.keys() - expected.keys())]
     for key, spec in expected.items():
         if key not in stored:
             problems.append(f"{key}: missing")
@@ -263,11 +249,8 @@ def _misfits(entries: Sequence[PatchEntry], stored: Stored) -> list[str]:
 def write_patch(
     path: Path, *, task: str, method: str, names_sha256: str, entries: Sequence[PatchEntry], values: Changes
 ) -> Patch:
-    """Write a patch, one tensor in memory at a time; whole or not at all.
-
-    Args:
-        values: each of the entries once, in any order, with its part before and after, of the entry's types.
-    """
+    """Write a patch, whole or not at all; `values` are each of the entries once, in any order, with its part before and
+    after, of the entry's types."""
     tensors = []
     for entry in sorted(entries, key=lambda entry: entry.name):
         described: dict[str, object] = {"name": entry.name, "shape": list(entry.shape)}

@@ -4,10 +4,9 @@
 Reads: models, patches, masks. Writes: a model's directory, a patch, or (`patch task-models`) a directory with a model
 `TASK/` for each patch and `mergekit.yaml`, which adds them all to the base.
 
-A task's model minus the base is its task vector (Ilharco et al., 2023, arXiv 2212.04089). Where a patch begins with the
-base's values, the task's model has the patch's values. Where an earlier task had moved them, the difference that the
-patch makes is added to the base's values, so that the vectors of a whole stream still add up to its last state; the
-patch from the base to that task's model is then written, too.
+A task's model minus the base is its task vector (Ilharco et al., 2023, arXiv 2212.04089). Where an earlier task had
+moved the values that a patch begins with, the difference that it makes is added to the base's values, so that the
+vectors of a whole stream still add up to its last state; the patch from the base to that model is then written, too.
 """
 
 from __future__ import annotations
@@ -55,10 +54,8 @@ def move_model(
 def diff_models(
     before: str, after: str, out: Path, reporter: Reporter, *, task: str = "diff"
 ) -> tuple[list[tuple[PatchEntry, int]], int]:
-    """Find every tensor with a bit that differs, and write a patch from the one model to the other if there are any.
-
-    Returns each of these tensors with the number of elements that differ, and the number of all tensors.
-    """
+    """Write a patch from the one model to the other, if they differ; returns each tensor that differs, with the number
+    of elements that do, and the number of all tensors."""
     require_task(task, "--task")
     refuse_inputs([out], [before, after])
     prepare_directory(out.parent, "directory of --out")
@@ -102,11 +99,8 @@ def write_task_models(
 ) -> tuple[TaskModel, ...]:
     """Write the model of each patch alone, and `mergekit.yaml`, which adds them all up.
 
-    A GGUF base, which mergekit does not read, is written as a directory, too.
-
-    Args:
-        patches: of one stream, in any order, of tasks with different names.
-        merge_method: mergekit's, one of `records.METHODS`.
+    A GGUF base, which mergekit does not read, is written as a directory, too. The patches are of tasks with different
+    names; `merge_method` is one of `records.METHODS`.
     """
     require_room(out)
     opened = Patch.open_all(patches)
@@ -167,8 +161,8 @@ def _on_base(state: ModelState, patch: Patch) -> Iterator[tuple[PatchEntry, Tens
 def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) -> Verification:
     """Compare two models; whether frozen elements moved is for the caller to look at (`require_frozen`).
 
-    What is saved with the tensors but is none (a router's correction of its scores) is compared, too, as frozen.
-    Elements of different types are compared after widening, so that a value is the same in float32 and bfloat16.
+    What is saved with the tensors but is none (a router's correction of its scores) counts as frozen. Elements of
+    different types are compared after widening.
     """
     require_same_names(base, tuned)
     if unknown := [name for name in mask.parts if name not in base.shapes]:

@@ -114,8 +114,8 @@ METHODS: Mapping[str, Mapping[str, float]] = {
 def mergekit_yaml(base: str, models: Sequence[str], method: str, dtypes: Iterable[torch.dtype]) -> str:
     """A mergekit configuration that adds the models' task vectors to the base, each once.
 
-    It computes in a type wide enough for a difference of two stored values to lose nothing, and stores in the widest
-    type of the models (`dtypes`): then vectors that do not overlap add up to the very bits of the tasks' models.
+    It computes in a type in which a difference of stored values loses nothing, and stores in the widest of `dtypes`:
+    then vectors that do not overlap add up to the very bits of the tasks' models.
     """
     import torch
 

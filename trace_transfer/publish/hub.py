@@ -28,7 +28,7 @@ class HubError(UserError):
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository `owner/name` that may be written to; `private` if it is made: one that is there stays as it is."""
+    """A repository `owner/name` that may be written to; one that is not there is made, `private` or not."""
 
     repo: str
     private: bool
@@ -37,19 +37,13 @@ class Destination:
 def destination(repo: str, *, private: bool = False) -> Destination:
     """Ask the hub who is logged in, and whether he may write to `owner/name` (or `name`, his own); makes nothing."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not marked as exported
 
     try:
         validate_repo_id(repo)
         who = HfApi().whoami()
     except Exception as error:  # the hub client raises many kinds; each is one message to the user
-        told = {
-            HFValidationError: f"not a name of a repository, owner/name: {first_line(error)}",
-            LocalTokenNotFoundError: "nobody is logged in; run `hf auth login`, or set HF_TOKEN",
-            OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, so nothing can be sent; unset it",
-        }.get(type(error), f"the hub does not say who is logged in: {first_line(error)}")
-        raise HubError(f"--push-to-hub {repo}: {told}") from error
+        raise HubError(f"--push-to-hub {repo}: {first_line(error)}") from error
     name = str(who["name"])
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"--push-to-hub {repo}: the token of {name} may only read; log in with one that may write")
@@ -62,7 +56,6 @@ def destination(repo: str, *, private: bool = False) -> Destination:
 
 @contextmanager
 def _repository(to: Destination, what: Path | str) -> Iterator[str]:
-    """The address of a repository, which is made if it is not there; tells that something could not be sent there."""
     from huggingface_hub import HfApi
 
     try:
@@ -78,16 +71,16 @@ def push_files(to: Destination, files: Mapping[str, Path | str], message: str) -
     """Send files (name there → the file here, or a text) in one commit; returns the address."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    contents = {name: one.encode() if isinstance(one, str) else one for name, one in files.items()}
-    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    operations = [
+        CommitOperationAdd(name, one.encode() if isinstance(one, str) else one) for name, one in files.items()
+    ]
     with _repository(to, next(iter(files))) as url:
         HfApi().create_commit(to.repo, operations, commit_message=message)
     return url
 
 
 def local_file(name: str | Path) -> Path:
-    """A file as it is named by users: a path, or one on the hub, `owner/name:FILE` (`owner/name@revision:FILE`), which
-    is fetched."""
+    """A path, or a file on the hub, `owner/name:FILE` (`owner/name@revision:FILE`), which is fetched."""
     from huggingface_hub import hf_hub_download
 
     found = _ON_HUB.fullmatch(str(name))
@@ -105,11 +98,10 @@ def local_file(name: str | Path) -> Path:
 
 
 def publish_stream(to: Destination, out: Path, model: Path, patches: Sequence[Path]) -> str:
-    """Send the model of a stream in `out`, and into a folder of the same repository its record and proof, and its
-    patches unless they are larger than the model; returns the address."""
-    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    files = [out / name for name in RECORDS]
-    files += patches if sum(patch.stat().st_size for patch in patches) <= size else []
+    """Send the model of a stream in `out` with its record and proof, and its patches unless they are larger than the
+    model; returns the address."""
+    size, others = (sum(file.stat().st_size for file in some) for some in (model.glob("*.safetensors"), patches))
+    files = [*(out / name for name in RECORDS), *(patches if others <= size else ())]
     return publish_model(to, model, files, "How it was made, and patches to undo it")
 
 
@@ -124,7 +116,7 @@ def publish_model(to: Destination, model: Path, files: Sequence[Path], message: 
 
 
 def publish_cores(to: Destination, files: Sequence[Path], source: ModelSource) -> str:
-    """Send the core files of a model among what a command wrote, the layer match, and a card; returns the address."""
+    """Send the core files among what a command wrote, the layer match, and a card; returns the address."""
     from trace_transfer.publish.model_card import CARD, MATCH, cores_card  # here, as fetching a file needs no torch
 
     cores = [(read_artefact(file, CoreFile), file) for file in files if file.name.endswith(".core.json")]

@@ -1,8 +1,6 @@
 """`README.md` of what is saved: a model card with where it came from, what was changed, and what was proved.
 
-Reads: what the stages know, the base's own card for its licence, `layer_match.json` beside a core file for the policy.
-Gives text with the front matter that the hub reads. What is not known is left out; there is no date and no path, so
-that equal runs write equal cards.
+What is not known is left out; there is no date and no path, so that equal runs write equal cards.
 """
 
 from __future__ import annotations
@@ -17,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.files import sha256_file
 from trace_transfer.models.sources import ModelSource, download, numel, superfluous_tensors
-from trace_transfer.records import library_versions, read_artefact
-from trace_transfer.transfer.records import LayerMatch
+from trace_transfer.records import library_versions
 
 if TYPE_CHECKING:
     from trace_transfer.patch.model_state import ModelState
@@ -41,19 +38,13 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Base:
-    """The model that another one was made from, as far as it is known.
+    """The model that another one was made from, as far as it is known."""
 
-    Attributes:
-        name: for people; a directory's last part, no path.
-        hub: its name on the hub, if it is known to be from there; `commit` its revision there.
-        unread: what its files hold that the model built from its config lacks.
-    """
-
-    name: str
-    hub: str | None
+    name: str  # for people; a directory's last part, no path
+    hub: str | None  # its name on the hub, if it is known to be from there
     commit: str | None
     licence: Mapping[str, str] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()  # what its files hold that the model built from its config lacks
 
     @classmethod
     def of(cls, source: ModelSource) -> Base:
@@ -80,27 +71,17 @@ def _licence(card: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CoreOrigin:
-    """Where a core set came from, and the hash of its file; `policy` is that of the layer match, if that still lies
-    beside the core file."""
+    """Where a core set came from, and the hash of its file."""
 
     core: CoreFile
     sha256: str
-    policy: str | None = None
-
-    @classmethod
-    def of(cls, core: CoreFile, file: Path) -> CoreOrigin:
-        match, carried = file.with_name(MATCH), core.transferred_from
-        same = carried is not None and match.is_file() and sha256_file(match) == carried.layer_match_sha256
-        return cls(core, sha256_file(file), read_artefact(match, LayerMatch).policy if same else None)
 
     @property
     def told(self) -> str:
         core, came = self.core, "made for this base"
         if (transfer := core.transferred_from) is not None:
-            policy, name = f", layers matched by `{self.policy}`" if self.policy else "", transfer.model.id
-            if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-                name = Path(name).name or name  # without the directories it lies in
-            came = f"carried over from `{name}` ({transfer.model.family}; {transfer.carry}{policy})"
+            name = transfer.model.id if transfer.model.id.count("/") == 1 else Path(transfer.model.id).name
+            came = f"carried over from `{name}` ({transfer.model.family}; {transfer.carry})"
         return (
             f"score `{core.method.name}`, ratio {core.method.ratio:g} of {core.method.unit}: "
             f"{core.ratio_of_tensors:.2%} of the entries, {core.ratio_of_elements:.3%} of the elements; {came}"
@@ -111,17 +92,10 @@ def trained_card(
     base_model: ModelSource, shapes: Mapping[str, tuple[int, ...]], stream: StreamFile, proof: Verification,
     origins: Mapping[str, CoreOrigin] | None = None, datasets: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The card of a stream's last model.
-
-    Args:
-        origins: task → where its core set came from, for methods with core sets.
-        datasets: names of the hub's data sets that were trained on.
-    """
+    """The card of a stream's last model; `origins`: task → where its core set came from, for methods with core sets."""
     base, method, names = Base.of(base_model), str(stream.settings["method"]), stream.model.names_sha256
-    settings = {
-        name: value for name in SHOWN if (value := stream.settings.get(name)) is not None
-        and (method == "lora" or not name.startswith("lora"))
-    }  # fmt: skip
+    shown = [name for name in SHOWN if method == "lora" or not name.startswith("lora")]
+    settings = {name: value for name in shown if (value := stream.settings.get(name)) is not None}
     facts = {
         "tasks": list(dict.fromkeys(task for stage in stream.stages for task in stage.tasks)),
         "stages": stream.stages, "method": method, "origins": origins or {}, "settings": settings, "proof": proof,
@@ -145,9 +119,9 @@ def patched_card(state: ModelState) -> dict[str, str]:
 
 
 def cores_card(cores: Sequence[tuple[CoreFile, Path]], source: ModelSource) -> str:
-    """The card of core files: which model they are of (its licence is not theirs), how large they are, their use."""
+    """The card of core files; the licence of their model is not theirs."""
     hub = source.repo if source.directory is None else None
-    rows = [(f"`{file.name}`", len(core.core), CoreOrigin.of(core, file).told) for core, file in cores]
+    rows = [(f"`{file.name}`", len(core.core), CoreOrigin(core, sha256_file(file)).told) for core, file in cores]
     front = {"base_model": hub} if hub else {}
     facts = {"model": cores[0][0].model, "rows": rows}
     return _card("cores", Base(source.display_name, hub, source.revision), front, [TAG, "core-set"], facts)
@@ -157,18 +131,16 @@ def _tuned_card(
     kind: str, base: Base, tags: list[str], names_sha256: str, shapes: Mapping[str, tuple[int, ...]],
     facts: Mapping[str, Any], datasets: Sequence[str] = (), is_base: bool = False,
 ) -> str:  # fmt: skip
-    """Of a model; `is_base` where it is a base again."""
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if base.hub and not is_base:
         front |= {"base_model": base.hub, "base_model_relation": "finetune"}
-    front |= {"datasets": list(datasets)} if datasets else {}
-    front |= {} if is_base else base.licence
+    front |= {**({"datasets": list(datasets)} if datasets else {}), **({} if is_base else base.licence)}
     sizes = {"num_parameters": len(shapes), "num_elements": sum(map(numel, shapes.values()))}
     return _card(kind, base, front, tags, {**facts, **sizes, "names_sha256": names_sha256})
 
 
 def _card(kind: str, base: Base, front: Mapping[str, Any], tags: list[str], facts: Mapping[str, Any]) -> str:
-    """Front matter and text, read back by the hub's own reader, so that what it cannot read is never written."""
+    """Front matter and text, through the hub's own reader, so that what it cannot read is never written."""
     from huggingface_hub import ModelCard, ModelCardData
 
     card = ModelCard.from_template(

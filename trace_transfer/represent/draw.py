@@ -1,5 +1,4 @@
-"""How well embeddings of texts keep tasks apart: silhouette, distances, spread; and a panel of t-SNE coordinates per
-model, as page, picture and text.
+"""How well embeddings of texts keep tasks apart, in numbers; and a panel of t-SNE coordinates for each model.
 
 Shapes: N texts (task by task), D dimensions, K tasks. `task_N` holds for each text the number of its task, 0 to K-1.
 """
@@ -7,8 +6,7 @@ Shapes: N texts (task by task), D dimensions, K tasks. `task_N` holds for each t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -46,18 +44,10 @@ TOLD = (
     "centroids, the spread the mean distance of a task's texts from its own. Distances compare only between models of "
     "one kind."
 )
-UNIFIED = (
-    "All panels share one space and one scale, so that they can be compared; grey dots are the same texts as the other "
-    "models represent them."
-)
-OTHER_KINDS = (
-    " The models are not of one kind: though equally wide, their coordinates have nothing to do with each other, and "
-    "texts lie apart by model first."
-)
-SEPARATE = (
-    "The models are not equally wide, so that each has a space of its own: where a point lies in one panel says "
-    "nothing about another."
-)
+# How the panels of several models compare.
+UNIFIED = "All panels share one space and one scale; grey dots are the same texts as the other models represent them."
+OTHER_KINDS = " The models are not of one kind: their coordinates have nothing to do with each other."
+SEPARATE = "The models are not equally wide, so that each has a space of its own: panels do not compare."
 
 Points2 = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -70,8 +60,7 @@ Labels = NDArray[np.int64]
 def silhouette(embeddings_ND: NDArray[np.floating], task_N: Labels) -> float:
     """Mean over texts of (b - a) / max(a, b), in [-1, 1] (Rousseeuw, 1987).
 
-    a is the mean Euclidean distance to the other texts of the own task, b that to the texts of the nearest other task;
-    a text that is alone in its task counts 0. At least two tasks.
+    a is the mean Euclidean distance to the other texts of the own task, b that to the texts of the nearest other task.
     """
     from sklearn.metrics import silhouette_score
 
@@ -88,8 +77,7 @@ def centroids(embeddings_ND: NDArray[np.floating], task_N: Labels) -> Matrix:
 def centroid_distances(embeddings_ND: NDArray[np.floating], task_N: Labels) -> Matrix:
     """Euclidean distances between the tasks' centroids, symmetric [K, K]."""
     centres_KD = centroids(embeddings_ND, task_N)
-    distances_KK: Matrix = np.linalg.norm(centres_KD[:, None] - centres_KD[None], axis=-1)
-    return distances_KK
+    return np.asarray(np.linalg.norm(centres_KD[:, None] - centres_KD[None], axis=-1))
 
 
 def spread(embeddings_ND: NDArray[np.floating], task_N: Labels) -> Matrix:
@@ -105,10 +93,7 @@ def mean_distance(distances_KK: Matrix) -> float:
 
 
 def tsne(points_ND: NDArray[np.floating], *, perplexity: float, seed: int) -> NDArray[np.float32]:
-    """Coordinates [N, 2] in which near points stay near (van der Maaten and Hinton, 2008); distances mean little.
-
-    Begins with the first two principal components, which keeps groups that lie far apart so in the picture more often.
-    """
+    """Coordinates [N, 2] in which near points stay near (van der Maaten and Hinton, 2008); distances mean little."""
     from sklearn.manifold import TSNE
 
     reduced = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
@@ -116,98 +101,75 @@ def tsne(points_ND: NDArray[np.floating], *, perplexity: float, seed: int) -> ND
 
 
 def covariance_ellipse(points_N2: NDArray[np.floating], share: float = 0.95, num_points: int = 73) -> Matrix:
-    """A closed line [num_points, 2] around that share of a normal distribution with the points' mean and covariance.
-
-    Its half axes are sqrt(eigenvalue x quantile), the quantile that of chi-squared with two degrees of freedom, which
-    is -2 ln(1 - share). Two points at least.
-    """
+    """A closed line [num_points, 2] around that share of a normal distribution with the points' mean and covariance:
+    its half axes are sqrt(eigenvalue x quantile), the quantile of chi-squared (2 degrees) being -2 ln(1 - share)."""
     points_N2 = np.asarray(points_N2, np.float64)
     values, vectors = np.linalg.eigh(np.cov(points_N2.T))
     short, long = np.sqrt(np.maximum(values, 0) * -2 * np.log1p(-share))
     along, turn = vectors[:, 1], np.linspace(0, 2 * np.pi, num_points)
     across = np.array([-along[1], along[0]])
     around_N2 = np.outer(long * np.cos(turn), along) + np.outer(short * np.sin(turn), across)
-    line_N2: Matrix = around_N2 + points_N2.mean(axis=0)
-    return line_N2
+    return np.asarray(around_N2 + points_N2.mean(axis=0))
 
 
 # ---- page and picture
 
 
-@dataclass(frozen=True)
-class Representation:
-    """A `representation.json`, and of each of its models the t-SNE coordinates [N, 2].
+def figure(file: RepresentationFile, coordinates: Sequence[Points2], texts: Sequence[Mapping[str, str]]) -> Figure:
+    """A panel for each model; the others' texts below, then the ellipses, then the points.
 
-    Attributes:
-        texts: each has an `id` (`math:17`) and its first `words`, which may be empty.
+    Args:
+        coordinates: t-SNE of each model, [N, 2].
+        texts: each has an `id` (`math:17`) and its first `words`.
     """
-
-    file: RepresentationFile
-    coordinates: Sequence[Points2]
-    texts: Sequence[Mapping[str, str]]
-
-    @property
-    def unified(self) -> bool:
-        """Whether all panels share one t-SNE space."""
-        return self.file.settings.get("space") == "unified"
-
-    @property
-    def title(self) -> str:
-        names = self.file.tasks
-        several = f"{len(names)} tasks" if len(names) > MOST_PAIRS else ", ".join(names[:-1]) + f" and {names[-1]}"
-        return f"Last-layer representations of {several}"
-
-    @property
-    def subtitle(self) -> str:
-        settings, one = self.file.settings, len(self.file.models) == 1
-        pooled = "the last token" if settings.get("pool") == "last" else "mean over tokens"
-        space = "t-SNE" if one else "one t-SNE space of all models" if self.unified else "a t-SNE space of each model"
-        drawn = f"perplexity {settings.get('perplexity', 0):g}, seed {settings.get('seed', '?')}"
-        return f"Final hidden states, {pooled}; {sum(self.file.num_texts)} texts; {space} ({drawn})"
-
-    def of_task(self, task: int) -> slice:
-        start = sum(self.file.num_texts[:task])
-        return slice(start, start + self.file.num_texts[task])
-
-
-def figure(representation: Representation) -> Figure:
-    """A panel for each model; the others' texts below, then the ellipses, then the points."""
-    file, count, unified = representation.file, len(representation.file.models), representation.unified
+    count, unified = len(file.models), file.settings.get("space") == "unified"
+    ends = list(accumulate(file.num_texts, initial=0))
     columns = count if count <= 3 else 2 if count == 4 else 3
     side = min((WIDTH - (columns - 1) * GAP) / columns, LARGEST_PANEL)
     size = 8.0 if sum(file.num_texts) <= 150 else 6.5 if sum(file.num_texts) <= 500 else 5.0
-    parts = [representation.of_task(task) for task in range(len(file.tasks))]
+    parts = [slice(start, end) for start, end in pairwise(ends)]
     looks = [(SYMBOLS[task % len(SYMBOLS)], COLOURS[task % len(COLOURS)]) for task in range(len(file.tasks))]
     ellipses = [
         [
             Marks("95 % ellipses", covariance_ellipse(points[part]), colour, dash="solid", filled=True)
             for part, (_, colour) in zip(parts, looks, strict=True)
         ]
-        for points in representation.coordinates
+        for points in coordinates
     ]
     shown = [
         np.concatenate([points, *(line.places for line in lines)])
-        for points, lines in zip(representation.coordinates, ellipses, strict=True)
+        for points, lines in zip(coordinates, ellipses, strict=True)
     ]
     panels = []
-    for index, (model, points) in enumerate(zip(file.models, representation.coordinates, strict=True)):
+    for index, (model, points) in enumerate(zip(file.models, coordinates, strict=True)):
         marks = list(ellipses[index])
         if unified and count > 1:
-            others = np.concatenate([one for other, one in enumerate(representation.coordinates) if other != index])
+            others = np.concatenate([one for other, one in enumerate(coordinates) if other != index])
             marks.append(Marks("other models", others, OTHERS, 0.7 * size, edge=OTHERS))
         for name, part, (symbol, colour) in zip(file.tasks, parts, looks, strict=True):
-            texts = ["\n".join([one["id"], *wrap(one["words"], HOVER_WIDTH)]) for one in representation.texts[part]]
-            marks.append(Marks(name, points[part], colour, size, symbol, "white", texts=texts, opacity=0.85))
-        told = f"silhouette {model.silhouette:.3f}, S {mean_distance(np.array(model.distances)):.4g}"
-        title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{told}"
+            told = ["\n".join([one["id"], *wrap(one["words"], HOVER_WIDTH)]) for one in texts[part]]
+            marks.append(Marks(name, points[part], colour, size, symbol, "white", texts=told, opacity=0.85))
+        numbers = f"silhouette {model.silhouette:.3f}, S {mean_distance(np.array(model.distances)):.4g}"
+        title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{numbers}"
         x, y = _square(np.concatenate(shown) if unified else shown[index])
         gap = GAP if index % columns else 0
         panels.append(Panel(x, y, side, side, (), marks, title, gap))
-    compare = UNIFIED + ("" if file.one_kind else OTHER_KINDS) if unified else SEPARATE
+    kinds = {model.model.names_sha256 for model in file.models}
+    compare = UNIFIED + (OTHER_KINDS if len(kinds) > 1 else "") if unified else SEPARATE
     caption = CAPTION.format(compare=compare if count > 1 else "")
     more = f"{to_markdown(table_of(file))}\n\n{TOLD}"
+    few = len(file.tasks) <= MOST_PAIRS
+    title = f"Last-layer representations of {', '.join(file.tasks) if few else f'{len(file.tasks)} tasks'}"
     rows = [Row("", panels, columns=columns)]
-    return Figure(representation.title, representation.subtitle, rows, caption=caption, more=more)
+    return Figure(title, _subtitle(file), rows, caption=caption, more=more)
+
+
+def _subtitle(file: RepresentationFile) -> str:
+    settings = file.settings
+    pooled = "the last token" if settings.get("pool") == "last" else "mean over tokens"
+    together = "one t-SNE space of all models" if settings.get("space") == "unified" else "a t-SNE space of each model"
+    drawn = f"perplexity {settings.get('perplexity', 0):g}, seed {settings.get('seed', '?')}"
+    return f"Final hidden states, {pooled}; {sum(file.num_texts)} texts; {together} ({drawn})"
 
 
 def _square(places_N2: NDArray[np.floating]) -> list[Axis]:
@@ -218,7 +180,7 @@ def _square(places_N2: NDArray[np.floating]) -> list[Axis]:
 
 
 def table_of(file: RepresentationFile) -> Table:
-    """A row per model: silhouette, S, distances between tasks (of many the extremes), spread of each."""
+    """A row per model; of many distances between tasks the extremes."""
     names = {(a, b): f"{file.tasks[a]} – {file.tasks[b]}" for a, b in combinations(range(len(file.tasks)), 2)}
     few = len(names) <= MOST_PAIRS
     rows = []
@@ -240,7 +202,6 @@ def table_of(file: RepresentationFile) -> Table:
 
 @as_text
 def render_plan(page: Page, plan: RepresentPlan) -> None:
-    """What will be read."""
     page.line(f"texts: {_counts(plan.tasks, plan.num_texts)}", "bold")
     rows = []
     for one in plan.models:
@@ -254,7 +215,6 @@ def render_plan(page: Page, plan: RepresentPlan) -> None:
 
 @as_text
 def render_representation(page: Page, file: RepresentationFile, files: Sequence[Path]) -> None:
-    """What was found, and where the files are."""
     draw_representation(page, file)
     page.written(files)
 
@@ -265,10 +225,8 @@ def draw_representation(page: Page, file: RepresentationFile) -> None:
     draw_tables([table_of(file)], page)
     page.line("S: mean distance between the tasks' centroids, which the columns after it are of")
     if len(file.models) > 1:
-        kinds = "" if file.one_kind else ", which are of different kinds: they lie apart"
-        together = f"one space for all models{kinds}"
-        apart = "a space for each model, since they are not equally wide; panels do not compare"
-        page.line(f"t-SNE: {together if file.settings.get('space') == 'unified' else apart}")
+        apart = "a space for each model; panels do not compare"
+        page.line(f"t-SNE: {'one space for all models' if file.settings.get('space') == 'unified' else apart}")
     for label, count in file.settings.get("num_cut", {}).items():
         if count:
             length = file.settings.get("max_length")

@@ -10,11 +10,10 @@ from trace_transfer.records import ModelIdentity, Name, Strict
 
 
 class RepresentedModel(Strict):
-    """How well one model's last-layer embeddings keep tasks apart.
+    """How well one model's last-layer embeddings (not their t-SNE) keep tasks apart.
 
-    `silhouette` (mean over texts, in [-1, 1], tasks as labels) and `distances` between the tasks' centroids (Euclidean,
-    row i and column j in the order of the file's tasks) are of the embeddings themselves, not of their t-SNE;
-    `spread` is the mean distance of a task's texts from its centroid.
+    `silhouette`: mean over texts, in [-1, 1], tasks as labels; `distances`: Euclidean, between the tasks' centroids, in
+    the order of the file's tasks; `spread`: mean distance of a task's texts from its centroid.
     """
 
     label: Name
@@ -37,17 +36,11 @@ class RepresentationFile(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
 
-    @property
-    def one_kind(self) -> bool:
-        """Whether all models have the same tensors."""
-        return len({model.model.names_sha256 for model in self.models}) == 1
-
     @model_validator(mode="after")
     def _of_each_task(self) -> Self:
-        of: dict[str, Any] = {"num_texts": self.num_texts, "data_sha256": self.data_sha256}
+        lists: list[tuple[Any, ...]] = [self.num_texts, self.data_sha256]
         for model in self.models:
-            of |= {f"spread of {model.label}": model.spread, f"distances of {model.label}": model.distances}
-            of |= {f"distances[{number}] of {model.label}": row for number, row in enumerate(model.distances)}
-        if wrong := [f"{len(found)} {name}" for name, found in of.items() if len(found) != len(self.tasks)]:
-            raise ValueError(f"{', '.join(wrong)} for {len(self.tasks)} tasks")
+            lists += [model.spread, model.distances, *model.distances]
+        if any(len(one) != len(self.tasks) for one in lists):
+            raise ValueError(f"numbers of other than {len(self.tasks)} tasks")
         return self

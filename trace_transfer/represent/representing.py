@@ -1,8 +1,7 @@
-"""How models represent the texts of several tasks in their last layer (the paper's figure 3).
+"""Models and tasks → embeddings of the tasks' texts, how well they keep the tasks apart, and a picture of it.
 
-Reads: models (perhaps with patches), tasks and their data. Writes into one directory: `embeddings.safetensors` (of each
-model `LABEL.embeddings` [texts, width] and `LABEL.tsne` [texts, 2], float32; texts task by task),
-`representation.html`, `representation.png` and, last, `representation.json`.
+Writes into one directory: `embeddings.safetensors` (of each model `LABEL.embeddings` [texts, width] and `LABEL.tsne`
+[texts, 2], float32; texts task by task), `representation.html`, `representation.png`, and last `representation.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,17 +21,17 @@ from torch import Tensor
 
 from trace_transfer import figures
 from trace_transfer.data.encoding import encode_task
-from trace_transfer.data.probe import token_matrix
+from trace_transfer.data.examples import padded
 from trace_transfer.data.records import Records, read_records
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
-from trace_transfer.errors import ModelError, NumericalError, UserError, listing
-from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
+from trace_transfer.errors import ModelError, NumericalError, UserError, listing, together
+from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_fitting
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import held, refuse_inputs, remove_leftovers, sha256_text, write_text
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
 from trace_transfer.models.sources import ModelSource
-from trace_transfer.models.tensors import write_tensors
+from trace_transfer.models.tensors import dtype_name, write_tensors
 from trace_transfer.patch.model_state import ModelState, PatchedModel
 from trace_transfer.patch.patches import Patch
 from trace_transfer.printable import is_name
@@ -121,7 +121,7 @@ def plan_representation(
         limits = [limit for limit in (spec.max_examples, settings.max_examples) if limit is not None]
         specs.append(spec.model_copy(update={"max_examples": min(limits, default=None), "mismatch": "keep"}))
     if len(specs) < 2:
-        raise UserError(f"{tasks_file}: one task, {specs[0].name}; how tasks are kept apart needs two at least")
+        raise UserError(f"{tasks_file}: one task; how tasks are kept apart needs two at least")
     records = tuple(read_records(spec, Path(tasks_file).parent, seed=settings.seed) for spec in specs)
     if few := [f"{one.task}: {len(one.records)}" for one in records if len(one.records) < LEAST_TEXTS]:
         raise TaskError(f"each task needs {LEAST_TEXTS} texts at least; too few are in:\n" + listing(few))
@@ -135,15 +135,14 @@ def plan_representation(
     for label, model in models.items():
         state = model if isinstance(model, ModelState) else ModelState(ModelSource.parse(model))
         try:
+            require_attention(state.config, settings.attention)
             opened = open_model(state.source.name, registry)
             planned.append(_plan_model(label, state, opened, specs, records, settings.max_length))
         except ModelError as problem:
             problems.append(f"{label}: {problem}")
     if problems:
-        raise ModelError("models that cannot be looked at:\n" + listing(problems))
+        raise ModelError(together("models that cannot be looked at", problems))
     device = resolve_device(settings.device)
-    for one in planned:
-        require_attention(one.state.config, settings.attention)
     return RepresentPlan(tuple(planned), records, settings, device, resolve_dtype(settings.dtype, device))
 
 
@@ -151,34 +150,23 @@ def _plan_model(
     label: str, state: ModelState, opened: OpenModel, specs: Sequence[TaskSpec], records: Sequence[Records],
     max_length: int,
 ) -> PlannedModel:  # fmt: skip
-    name, config = state.source.name, opened.config.get_text_config()
+    name = state.source.name
     if state.source.directory is not None:
         state.base.weights  # noqa: B018 (opens headers: missing or damaged files are refused now)
     tokenizer = load_tokenizer(state.source)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of nothing for some families
-        raise ModelError(f"{name}: has no tokenizer: the one made without its files knows no words")
     whole = [
         example.input_ids
         for spec, one in zip(specs, records, strict=True)
         for example in encode_task(spec, one, tokenizer, max_length=UNCUT).examples
     ]
     ids = tuple(text[:max_length] for text in whole)
-    require_vocabulary(name, ids, config)
-    positions, longest = getattr(config, "max_position_embeddings", None), max(map(len, ids))
-    if positions and longest > positions:
-        raise ModelError(
-            f"{name}: was made for {positions} tokens, the longest text has {longest}; give --max-length {positions}"
-        )
+    require_fitting(name, ids, opened.config)
     return PlannedModel(label, opened, state, ids, sum(len(text) > max_length for text in whole))
 
 
 def run_representation(plan: RepresentPlan, out: str | Path, reporter: Reporter) -> RepresentationFile:
-    """Read each model once, one at a time in memory, and write what was found.
-
-    Raises:
-        NumericalError: embeddings that are not finite, or the same for all texts.
-        StateError: a patch does not begin where the one before ended.
-    """
+    """Read each model once, one at a time in memory, and write what was found; a NumericalError for embeddings that are
+    not finite, a StateError for a patch that does not begin where the one before ended."""
     refuse_inputs([Path(out)], [model.state.source.name for model in plan.models])
     with held(out) as directory:
         return _represent(plan, directory, reporter)
@@ -190,8 +178,7 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
     for records in plan.records:
         for record in records.records:
             message = next((m for m in record.messages if m.role == "user"), record.messages[0])
-            words = " ".join(message.content.split())
-            words = words if len(words) <= WORDS else words[:WORDS].rstrip() + " …"
+            words = shorten(message.content, WORDS, placeholder=" …")
             texts.append({"id": f"{records.task}:{record.number}", "words": words})
         lines.append([[[m.role, m.content, m.is_answer] for m in record.messages] for record in records.records])
     embeddings = [_embeddings(plan, model, [text["id"] for text in texts], reporter) for model in plan.models]
@@ -210,7 +197,7 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
             )
         )  # fmt: skip
     settings: dict[str, Any] = {
-        **plan.settings.recorded(), "dtype": str(plan.dtype).removeprefix("torch."),
+        **plan.settings.recorded(), "dtype": dtype_name(plan.dtype),
         "space": "unified" if plan.unified else "separate",
         "num_cut": {model.label: model.num_cut for model in plan.models},
     }  # fmt: skip
@@ -221,7 +208,7 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
     )  # fmt: skip
     metadata = {"format": "trace-transfer/embeddings", "version": "1", draw.METADATA_TEXTS: json.dumps(texts)}
     write_tensors(directory / FILES[0], tensors, metadata)
-    drawing = draw.figure(draw.Representation(file, coordinates, texts))
+    drawing = draw.figure(file, coordinates, texts)
     figures.write_html(directory / FILES[1], drawing)
     figures.write_png(directory / FILES[2], drawing)
     write_text(directory / FILES[3], to_json(file))
@@ -242,8 +229,6 @@ def _embeddings(plan: RepresentPlan, planned: PlannedModel, names: Sequence[str]
             f"{planned.label}: NaN or Inf in the embeddings of {len(bad)} of {len(found_ND)} texts; try --dtype "
             "float32:\n" + listing([names[text] for text in bad])
         )
-    if not (found_ND != found_ND[0]).any():
-        raise NumericalError(f"{planned.label}: all texts have the same embedding; there is nothing to tell apart")
     return found_ND
 
 
@@ -263,19 +248,13 @@ def embed_texts(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pool: str, batch_size: int,
     advance: Callable[[], object] = lambda: None,
 ) -> Tensor:  # fmt: skip
-    """The final hidden states of texts, after the final norm, in their order: float32 [texts, hidden size] on the CPU.
-
-    Shapes: b texts of a batch, t tokens of its longest, D hidden size.
-
-    Args:
-        pool: `mean` over all tokens of a text, or its `last`.
-        advance: called after each batch.
-    """
+    """The final hidden states of texts, after the final norm: float32 [texts, D] on the CPU, D the hidden size; `pool`:
+    `mean` over all tokens of a text, or its `last`. Shapes: b texts of a batch, t tokens of its longest."""
     found_ND = torch.empty(len(ids), model.config.get_text_config().hidden_size)
     order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # texts of like length together: least padding
     for start in range(0, len(order), batch_size):
         texts = order[start : start + batch_size]
-        ids_bt = token_matrix([ids[text] for text in texts]).to(model.device)
+        ids_bt = padded([ids[text] for text in texts]).to(model.device)
         lengths_b = torch.tensor([len(ids[text]) for text in texts], device=model.device)
         mask_bt = (torch.arange(ids_bt.shape[1], device=model.device) < lengths_b[:, None]).long()
         hidden_btD = model.base_model(input_ids=ids_bt, attention_mask=mask_bt, use_cache=False).last_hidden_state

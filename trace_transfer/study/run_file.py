@@ -155,8 +155,7 @@ class RunTask(TaskSpec):
     @property
     def spec(self) -> TaskSpec:
         """The task as training sees it."""
-        spec = TaskSpec.model_validate(self.model_dump(exclude={"evaluate"}))
-        return spec if self._directory is None else spec.beside(self._directory)
+        return TaskSpec.model_validate(self.model_dump(exclude={"evaluate"}))
 
 
 class Sweep(NamedTuple):

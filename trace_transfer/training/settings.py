@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Gt, Lt
 from pydantic import Field, InstanceOf, model_validator
 
-from trace_transfer.data.tasks_file import TaskSpec, load_list, locate
+from trace_transfer.data.tasks_file import TaskSpec, load_tasks, locate
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.files import sha256_text
 from trace_transfer.identification.settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
@@ -151,7 +151,7 @@ class StreamTask(TaskSpec):
 
 
 def load_stream(path: Path | str) -> tuple[StreamTask, ...]:
-    return load_list(path, StreamTask)
+    return load_tasks(path, StreamTask)
 
 
 def core_file(task: StreamTask, base_directory: Path | str) -> Path | None:

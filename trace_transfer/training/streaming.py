@@ -145,7 +145,7 @@ def plan_stream(
     files = {task.name: file for task in tasks if (file := core_file(task, directory)) and task.name in cores}
     plan = StreamPlan(
         opened, ModelState(opened.source), settings, stages, num_ranks, out,
-        origins={name: CoreOrigin.of(cores[name], file) for name, file in files.items()},
+        origins={name: CoreOrigin(cores[name], sha256_file(file)) for name, file in files.items()},
         datasets=tuple(sorted({task.data for task in tasks if task.builder is None})), held=held,
     )  # fmt: skip
     names = {name for stage in stages for name in stage.mask.parts}

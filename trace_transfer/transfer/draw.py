@@ -235,7 +235,7 @@ def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
         ("layers", *(model.anatomy.num_layers for model in models)),
         ("tensors", *(len(model.anatomy.inventory.shapes) for model in models)),
         ("elements", *(model.anatomy.inventory.num_elements for model in models)),
-        ("probe tokens", *(reading.num_tokens for reading in readings)),
+        ("probe tokens", *(sum(map(len, reading.ids)) for reading in readings)),
         ("memory: largest layer", *(size(one.layer_bytes) for one in estimate.models)),
         ("memory: hidden states", *(size(one.hidden_bytes) for one in estimate.models)),
         ("memory: Gram matrices", *(size(one.gram_bytes) for one in estimate.models)),

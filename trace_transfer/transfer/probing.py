@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from trace_transfer.data.probe import Reading, RowPlan, token_matrix
+from trace_transfer.data.examples import padded
+from trace_transfer.data.probe import Reading, RowPlan
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import remove_leftovers
@@ -92,7 +93,7 @@ def read_grams(
                 _prune(file.parent)
             except OSError as error:  # a full disk must not cost the pass
                 reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
-    return {name: GramStack(tensors[name], plan.minibatch_texts) for name in REPRESENTATIONS}
+    return {name: GramStack(tensors[name], plan.texts_R.split(plan.sizes)) for name in REPRESENTATIONS}
 
 
 def _cache_key(
@@ -264,7 +265,7 @@ def _micro_batches(
     batches = []
     for start in range(0, len(order), batch_size):
         texts = order[start : start + batch_size]
-        ids_bt = token_matrix([[position[token] for token in reading.ids[text]] for text in texts])
+        ids_bt = padded([[position[token] for token in reading.ids[text]] for text in texts])
         hidden_btd, calls = _record_calls(model, layers, embedding(ids_bt.to(next(embedding.parameters()).device)))
         shares = [
             (row, place, token, 1.0 / (stop - first))

@@ -10,17 +10,18 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.evaluation.hostile import ATTACKS, SECRET
+from tests.evaluation.hostile import ATTACKS, SECRET, WORK_UNCONFINED, program
+from trace_transfer.evaluation.paper_tasks import LIMITS
 from trace_transfer.evaluation.sandbox import programs
 from trace_transfer.evaluation.sandbox.programs import (
     ALLOWED,
     ARCHITECTURES,
-    DEFAULT_LIMITS,
     RESTRICTED,
     IsolationError,
     Limits,
@@ -66,7 +67,7 @@ class Surroundings:
         return found
 
 
-def run_to_end(source: str, limits: Limits = DEFAULT_LIMITS) -> Outcome:
+def run_to_end(source: str, limits: Limits = LIMITS) -> Outcome:
     """Passes if the program, which is not one that fakes, ends."""
     ended = "\ndef ended():\n    return True\n"
     return run_program(source + ended, "assert __program__.ended() is True", limits)
@@ -110,23 +111,22 @@ def processes_naming(text: str) -> list[str]:
 @needs_landlock
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_harms_nothing_and_fails(surroundings, name):
-    before = surroundings.state()
-    outcome = run_to_end(ATTACKS[name].program(**surroundings.places), SHORT)
+    before, begun = surroundings.state(), time.monotonic()
+    outcome = run_to_end(program(name, **surroundings.places), SHORT)
+    assert time.monotonic() - begun < programs.START_SECONDS + SHORT.wall_seconds
     assert outcome.status != "passed"
-    assert outcome.reason and outcome.layers == ("no capabilities", f"landlock {LANDLOCK_VERSION}", "seccomp")
-    assert SECRET not in outcome.stderr
+    assert outcome.reason and SECRET not in outcome.stderr
     assert surroundings.state() == before
     assert surroundings.contacts() == []
     assert list(surroundings.work.iterdir()) == []
     assert processes_naming(str(programs.TRIAL)) == []
-    assert outcome.seconds < SHORT.wall_seconds + 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="attacks on Linux")
-@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.works_unconfined])
+@pytest.mark.parametrize("name", WORK_UNCONFINED)
 def test_the_same_attack_works_where_nothing_confines_it(surroundings, name):
-    program = ATTACKS[name].program(**surroundings.places)
-    done = subprocess.run([sys.executable, "-c", program], cwd=surroundings.work, capture_output=True, text=True)
+    command = [sys.executable, "-c", program(name, **surroundings.places)]
+    done = subprocess.run(command, cwd=surroundings.work, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -135,12 +135,10 @@ def test_the_same_attack_works_where_nothing_confines_it(surroundings, name):
     "source",
     [
         "",
-        "import collections, heapq, itertools, json, math, random, re, typing\nassert sum(range(5)) == 10",
-        "import hashlib\nassert hashlib.md5(b'Hello world').hexdigest().startswith('3e25')",
+        "import collections, hashlib, heapq, itertools, json, math, random, re, typing\nassert sum(range(5)) == 10",
         "import numpy\nassert (numpy.eye(2) @ numpy.eye(2)).sum() == 2",
         "import os, tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'a')\n"
         "with open('a', 'w') as f: f.write('a')\nassert open('a').read() == 'a'\nassert 'a' in os.listdir()",
-        "import os\nassert os.environ['HOME'] == os.getcwd() and not os.listdir()",
         "if __name__ == '__main__': raise SystemExit('no script')",
         "print('x' * 1000)\nprint('ü')",
         "import sys\nsys.setrecursionlimit(10000)\nf = lambda n: n and f(n - 1)\nf(5000)",

@@ -19,10 +19,8 @@ process or a thread, opens a socket, changes a file's mode, owner or times, trac
 changes limits or namespaces, or keeps memory outside of the address space (memfd, shared memory, io_uring).
 
 The verdict is made where the program cannot reach: its test runs in a second process, confined in the same way, which
-calls the program's functions by value and gets plain data back (see `trial`). Three unearned passes remain, as in the
-official checker: answers learned by heart; a wrong program whose test is too weak to show it; a test that takes the
-expected value from the program itself, as HumanEval/33 does. One difference: a test does not see that an argument was
-changed in place. None of HumanEval's looks for that.
+calls the program's functions by value (see `trial`), so that no test sees an argument changed in place. Unearned passes
+remain, as in the official checker: answers learned by heart, and tests too weak to show what is wrong.
 
 Sources: seccomp(2), linux/filter.h; numbers of calls from asm/unistd_64.h (x86-64) and asm-generic/unistd.h (64-bit
 ARM).
@@ -66,50 +64,32 @@ class IsolationError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, and its test once more.
+    """What one program may use, and its test once more."""
 
-    `wall_seconds` count from the program's first line and are the guard against sleeping; `cpu_seconds` (whole) are
-    what bounds work, so that a score does not depend on how busy the machine is. `memory_bytes` is address space.
-    `disk_bytes` holds for each file and for all together, in at most `num_files` files, none in a subdirectory.
-    `output_bytes` is for standard error; standard output goes nowhere.
-    """
-
-    wall_seconds: float = 15.0
-    cpu_seconds: int = 3
-    memory_bytes: int = 1 << 30
-    disk_bytes: int = 16 << 20
-    num_files: int = 64
+    wall_seconds: float = 15.0  # from the program's first line: the guard against sleeping
+    cpu_seconds: int = 3  # what bounds work, so that a score does not depend on how busy the machine is
+    memory_bytes: int = 1 << 30  # address space
+    disk_bytes: int = 16 << 20  # of each file, and of all together
+    num_files: int = 64  # none in a subdirectory
     open_files: int = 64
-    output_bytes: int = 1 << 20
-
-
-DEFAULT_LIMITS = Limits()
+    output_bytes: int = 1 << 20  # of standard error; standard output goes nowhere
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a program.
-
-    `reason` is one line, empty if it passed; `stderr` the last lines that it and its test wrote there; `seconds`
-    wall-clock time from its first line; `layers` what confined it. "killed": by a signal, the system's or ours, other
-    than for time.
-    """
+    """What became of a program; "killed": by a signal, the system's or ours, other than for time."""
 
     status: Status
-    reason: str
-    stderr: str
-    seconds: float
-    layers: tuple[str, ...]
+    reason: str  # one line, empty if it passed
+    stderr: str  # the last lines that it and its test wrote there
 
     @property
     def passed(self) -> bool:
         return self.status == "passed"
 
 
-def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outcome:
+def run_program(source: str, test: str, limits: Limits) -> Outcome:
     """Run a program and its test, both Python source, in two confined processes: it passes if the test runs to its end.
-
-    The program runs first. In the test `__program__.f(…)` calls the program's function `f`, by value: see `trial`.
 
     Raises:
         IsolationError: the isolation is not to be had here; the program was not run.
@@ -124,11 +104,9 @@ def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outc
         # The program's process gets its code from the test's.
         codes_sent: list[dict[str, str]] = [{}, {"source": source, "test": test}]
         for process, directory, code in zip(processes, directories, codes_sent, strict=True):
-            site_packages = _site_packages()
             request = {
-                "parent": os.getpid(), "directory": directory, "limits": asdict(limits),
-                "filter": program_filter(process.pid, machine).hex(), "readable": _readable(site_packages),
-                "site_packages": site_packages,
+                "parent": os.getpid(), "directory": directory, "limits": asdict(limits), **_libraries(),
+                "filter": program_filter(process.pid, machine).hex(),
             }  # fmt: skip
             assert process.stdin is not None
             with suppress(BrokenPipeError), process.stdin:
@@ -136,16 +114,15 @@ def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outc
         excess, seconds = _follow(processes, evidence, stderr, directories[0], limits)
     codes = [process.returncode for process in processes]  # -9 if they were killed at the end
     said = "\n".join(stderr.data.decode(errors="replace").splitlines()[-MAX_LINES:])
-    report, verdict = (json.loads(line) for line in [*bytes(evidence.data).splitlines(), b"{}", b"{}"][:2])
-    if seconds is None or "layers" not in report:
+    missing, passed = (json.loads(line) for line in [*bytes(evidence.data).splitlines(), b"null", b"null"][:2])
+    if seconds is None or missing != []:
         silence = "did not start in time" if excess else f"ended with code {codes[0]} and said nothing"
         raise IsolationError(
             "generated code cannot be run safely on this system, and was not run; missing:\n"
-            + listing(report.get("missing") or [said or f"the child process {silence}"])
+            + listing(missing or [said or f"the child process {silence}"])
             + "\nBoth are part of Linux since 5.13; a container may have to permit them. Run this evaluation elsewhere"
         )
-    status, reason = _verdict(excess, codes, verdict.get("passed"), seconds, limits)
-    return Outcome(status, reason, said, seconds, tuple(report["layers"]))
+    return Outcome(*_verdict(excess, codes, passed, seconds, limits), said)
 
 
 # ---- processes
@@ -153,7 +130,7 @@ def run_program(source: str, test: str, limits: Limits = DEFAULT_LIMITS) -> Outc
 
 @dataclass
 class _Stream:
-    """A pipe that is read without ever waiting; all is counted, and the first or the last `keep` bytes are kept."""
+    """A pipe that is read without ever waiting; all is counted, `keep` of it is kept."""
 
     pipe: IO[bytes]
     keep: slice
@@ -173,8 +150,8 @@ class _Stream:
 
 @contextmanager
 def _processes() -> Iterator[tuple[list[Process], list[str], _Stream, _Stream]]:
-    """A program's process and its test's, each waiting for its request, and their directories; what is read from them:
-    the test's evidence, and the standard error of both. The processes are dead at the end in any case."""
+    """A program's process and its test's, each waiting for its request, and their directories; the test's evidence, and
+    the standard error of both. The processes are dead at the end in any case."""
     with ExitStack() as stack:
         pipes = [
             [stack.enter_context(os.fdopen(end, mode, 0)) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
@@ -216,17 +193,14 @@ def _child(role: str, streams: Sequence[IO[bytes]], errors: IO[bytes]) -> Iterat
                         os.killpg(process.pid, 9)
 
 
-def _site_packages() -> list[str]:
+def _libraries() -> dict[str, list[str]]:
+    """The directories with packages, and all that Python reads while it runs."""
     found = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
-    return [path for path in dict.fromkeys(found) if Path(path).is_dir()]
-
-
-def _readable(site_packages: Sequence[str]) -> list[str]:
-    """What Python reads while it runs."""
+    site_packages = [path for path in dict.fromkeys(found) if Path(path).is_dir()]
     python = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")] + [f"{sys.base_prefix}/lib"]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"]
     libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
-    return list(dict.fromkeys([*python, *site_packages, *system, *libraries]))
+    return {"site_packages": site_packages, "readable": [*python, *site_packages, *system, *libraries]}
 
 
 def _follow(
@@ -234,12 +208,9 @@ def _follow(
 ) -> tuple[str | None, float | None]:
     """Watch a trial until its verdict is there, all its processes have ended, or they are to be killed.
 
-    The clock starts when the first line of `evidence`, the report of confinement, has arrived: until then no line of
-    the program was run. The second line is the verdict.
-
     Returns:
-        None if it ended by itself, "time", or one line on what it used too much of; seconds since the report that both
-        are confined, None if there was none.
+        None if it ended by itself, "time", or one line on what it used too much of; seconds since the first line of
+        `evidence`, which says that both are confined and nothing was run so far, None if there was none.
     """
     started: float | None = None
     deadline = time.monotonic() + START_SECONDS
@@ -352,7 +323,7 @@ NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 
 
 def _argument(index: int) -> int:
-    """Offset of the low 32 bits of a call's argument (little-endian); the high ones are 4 bytes further."""
+    """Offset of the low 32 bits of a call's argument; the high ones are 4 bytes further."""
     return 16 + 8 * index
 
 
@@ -374,11 +345,8 @@ def _null(index: int) -> list[Instruction]:
 
 
 def _open_flags(index: int) -> list[Instruction]:
-    """Allow what Landlock judges as it should.
-
-    Its first two versions (Linux before 6.2) let a file that may only be read, or that is opened with access mode 3
-    (for neither reading nor writing), be truncated while it is opened.
-    """
+    """Allow what Landlock judges as it should: its first two versions (Linux before 6.2) let a file that may only be
+    read, or that is opened with access mode 3 (neither reading nor writing), be truncated while it is opened."""
     return [
         (LOAD, 0, 0, _argument(index)),
         (AND, 0, 0, O_TRUNC | O_ACCMODE),
@@ -391,13 +359,12 @@ def _open_flags(index: int) -> list[Instruction]:
 
 
 def program_filter(pid: int, machine: str) -> bytes:
-    """The filter as an array of struct sock_filter, for process `pid` (which may signal itself, and nobody else).
+    """The filter as an array of struct sock_filter, for process `pid`, which may signal itself and nobody else.
 
-    `machine` is a key of `ARCHITECTURES`. A call through another architecture's numbers kills the process.
+    A call through another architecture's numbers than those of `machine`, one of `ARCHITECTURES`, kills it.
     """
     column = list(ARCHITECTURES).index(machine)
-    rules: dict[str, list[Instruction]] = {name: [ALLOW] for name in ALLOWED}
-    rules |= {
+    rules: dict[str, list[Instruction]] = {name: [ALLOW] for name in ALLOWED} | {
         "open": _open_flags(1),
         "openat": _open_flags(2),
         "fcntl": _one_of(1, FCNTL_COMMANDS),
@@ -411,5 +378,4 @@ def program_filter(pid: int, machine: str) -> bytes:
         number, rule = numbers[column], rules[name]
         if number is not None:
             instructions += [(EQUAL, 0, len(rule), number), *rule]
-    instructions.append(DENY)
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in (*instructions, DENY))

@@ -1,13 +1,13 @@
 """The two processes of one trial, a script that `programs` starts twice: the *program*, and the *test* that judges it.
 
-The program's process runs the generated code and answers calls of its functions. The test's process runs the test and
-nothing of the program: in the test `__program__.f(3)` is a call of the program's function `f`, sent as a line of JSON.
-What comes back is data of the types of `KINDS` only, made anew in the test's process. So the verdict lies out of the
-program's reach: its process holds neither a secret that proves success nor the descriptor on which success is told.
+The program's process runs the generated code, then answers calls of its functions. The test's process runs nothing of
+the program: in the test `__program__.f(3)` is a call of the program's function `f`, sent as a line of JSON, and what
+comes back is data of the types of `KINDS` only, made anew. So the verdict lies out of the program's reach: its process
+holds neither a secret that proves success nor the descriptor on which success is told.
 
 Both confine themselves before they run code of the request. Arguments: "program" or "test", the descriptor to read the
-other process from, the one to write to it, and the test's one to `programs`: a line {"layers": [...]} or
-{"missing": [...]}, then {"passed": true or false}; not the second if the program's process has ended.
+other process from, the one to write to it, and the test's one to `programs`: a line that lists what is missing to
+confine both, then one that says whether the program passed, unless its process has ended.
 
 Standard library only, and nothing of this package: it starts in hundredths of a second.
 """
@@ -75,7 +75,7 @@ def limit_resources(limits: Mapping[str, Any]) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def restrict_files(readable: Sequence[str], directory: str) -> str:
+def restrict_files(readable: Sequence[str], directory: str) -> None:
     """Landlock: what is not granted here can be neither opened, made, renamed nor removed. Raises OSError."""
     version = system_call(CREATE_RULESET, 0, 0, 1)
     handled = FILE_RIGHTS[min(version, max(FILE_RIGHTS))]
@@ -98,22 +98,20 @@ def restrict_files(readable: Sequence[str], directory: str) -> str:
         os.close(descriptor)
     system_call(RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
-    return f"landlock {version}"
 
 
 class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))  # struct sock_fprog
 
 
-def restrict_calls(instructions: bytes) -> str:
+def restrict_calls(instructions: bytes) -> None:
     program = _Filter(len(instructions) // 8, instructions)
     call("prctl", PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0)
-    return "seccomp"
 
 
-def confine(request: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Give up everything that the program is not to have: {"layers": those in force}, or {"missing": those not had}."""
-    layers, missing = ["no capabilities"], []
+def confine(request: Mapping[str, Any]) -> list[str]:
+    """Give up everything that the program is not to have; what of that is not to be had on this system."""
+    missing = []
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123
         stream.write("1000")  # if memory runs out, it is this process that goes
     try:
@@ -129,25 +127,23 @@ def confine(request: Mapping[str, Any]) -> dict[str, list[str]]:
     if os.getppid() != request["parent"]:
         os._exit(1)  # the parent died before this line
     try:
-        layers.append(restrict_files(request["readable"], request["directory"]))
+        restrict_files(request["readable"], request["directory"])
     except OSError as error:
         missing.append(f"Landlock, in Linux since 5.13 ({error.strerror})")
     try:
-        layers.append(restrict_calls(bytes.fromhex(request["filter"])))
+        restrict_calls(bytes.fromhex(request["filter"]))
     except OSError as error:
         missing.append(f"seccomp filters ({error.strerror})")
-    if missing:
-        return {"missing": missing}
     sys.path += request["site_packages"]
     sys.argv[:] = [""]
-    return {"layers": layers}
+    return missing
 
 
 # ---- values
 
 
 def _items(values: Any) -> list[Any]:
-    return [encoded(value) for value in values]
+    return list(map(encoded, values))
 
 
 # Tag: the type, how its values are written as JSON, and how they are read. None, bool and str are themselves.
@@ -169,8 +165,7 @@ KINDS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 def encoded(value: Any) -> Any:
-    """A value as JSON. An instance of a subclass goes as its plain type, anything else that can be iterated as an
-    iterator; a TypeError if it is neither."""
+    """A value as JSON: a subclass as its plain type, what else can be iterated as an iterator, else a TypeError."""
     if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic):
         value = value.item()
     if value is None or isinstance(value, bool):
@@ -192,7 +187,7 @@ def decoded(value: Any) -> Any:
 
 
 def _decoded(values: Any) -> list[Any]:
-    return [decoded(value) for value in values]
+    return list(map(decoded, values))
 
 
 # ---- the two processes
@@ -245,13 +240,12 @@ def judge(request: Mapping[str, Any], answers: IO[bytes], calls: IO[bytes], evid
     def tell(message: Any) -> None:
         os.write(evidence, json.dumps(message).encode() + b"\n")
 
-    missing = confine(request).get("missing", [])
+    missing = confine(request)
     first = answers.readline(MAX_LINE)  # before anything of the program runs, so it is true
     if not first:
         os._exit(1)
-    report = json.loads(first)
-    missing = list(dict.fromkeys([*missing, *report.get("missing", ())]))
-    tell({"missing": missing} if missing else report)
+    missing = list(dict.fromkeys([*missing, *json.loads(first)]))
+    tell(missing)
     if missing:
         os._exit(1)
     program = Program(answers, calls)
@@ -262,18 +256,18 @@ def judge(request: Mapping[str, Any], answers: IO[bytes], calls: IO[bytes], evid
         pass
     except BaseException as error:
         show(error)
-        tell({"passed": False})
+        tell(False)
     else:
         if not program._has_ended:  # a test may have caught `Ended`
-            tell({"passed": True})
+            tell(True)
     os._exit(0)
 
 
 def answer(request: Mapping[str, Any], calls: IO[bytes], answers: IO[bytes]) -> NoReturn:
     """Runs the program, then its functions as they are called. Nothing that it can do here makes a verdict."""
-    report = confine(request)
-    _send(answers, report)
-    if "missing" in report:
+    missing = confine(request)
+    _send(answers, missing)
+    if missing:
         os._exit(1)
     source = json.loads(calls.readline() or b'""')
     # An empty namespace, as the official checker's: a block under `__name__ == "__main__"` does not run.
