@@ -52,8 +52,7 @@ def test_quickstart(tiny, tmp_path, planned):
     assert carried.order == ("sums", "spelling", "series")
     core: CoreFile = read_any(tmp_path / "out" / carried.steps["map"] / "sums.core.json", CoreFile)
     assert core.transferred_from is not None and core.transferred_from.model.family == "qwen2"
-    report = (tmp_path / "out" / "report.html").read_text()
-    assert "Transfer-LF" in report and "quickstart" in report
+    assert "Transfer-LF" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_quickstart_s_data_are_those_of_its_maker(tmp_path):
@@ -78,6 +77,3 @@ def test_identify(tiny, tmp_path, monkeypatch):
     assert Path(result.stdout.rpartition("The heatmap: ")[2].strip()).is_file()
     report: StabilityFile = read_any(tmp_path / "run" / "stability.json", StabilityFile)
     assert [one.task for one in report.methods[0].tasks] == ["math", "code", "medicine"]
-    for task in ("math", "code", "medicine"):
-        core: CoreFile = read_any(tmp_path / "run" / f"{task}.core.json", CoreFile)
-        assert len(core.core) == 1

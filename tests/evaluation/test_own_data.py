@@ -85,14 +85,13 @@ def test_as_one_token_after_the_other(tiny, tmp_path, family):
         one | {"answer": said} if number % 2 and said.strip() and "\x00" not in said else one
         for number, (one, said) in enumerate(zip(QUESTIONS, expected, strict=True))
     ]
+    answers = [record["answer"] for record in records]
     suite = suite_of(tmp_path, records, kind="exact-match", fields=FIELDS, max_new_tokens=8)
     for batch_size in (1, 3):
         outcome = run(model, tokenizer, suite, batch_size=batch_size)
         assert [sample.output for sample in outcome.samples] == expected
-        right = [
-            " ".join(e.split()).casefold() == " ".join(r["answer"].split()).casefold()
-            for e, r in zip(expected, records, strict=True)
-        ]
+        said, wanted = ([" ".join(text.split()).casefold() for text in texts] for texts in (expected, answers))
+        right = [one == other for one, other in zip(said, wanted, strict=True)]
         assert [sample.right for sample in outcome.samples] == right
         assert outcome.value == sum(right) / len(right) and sum(right) > 0
 
@@ -238,12 +237,8 @@ def test_choices_from_columns_and_answers_of_every_form(tiny, tmp_path):
 
 def test_records_that_cannot_be_used_are_all_named(tiny, tmp_path):
     model, tokenizer = loaded(tiny("llama"))
-    rows = [
-        {"q": "", "options": ["a", "b"], "right": 0},
-        {"q": "x", "options": ["a"], "right": 0},
-        {"q": "x", "options": ["a", " "], "right": 0},
-        {"q": "x", "options": ["a", "b"], "right": 7},
-    ]
+    wrong = [("", ["a", "b"], 0), ("x", ["a"], 0), ("x", ["a", " "], 0), ("x", ["a", "b"], 7)]
+    rows = [{"q": question, "options": options, "right": right} for question, options, right in wrong]
     with pytest.raises(UserError, match="4 of 4 records cannot be used") as caught:
         run(model, tokenizer, suite_of(tmp_path, rows, kind="multiple-choice", fields=CHOICE_FIELDS))
     for told in ("0: prompt is blank text", "1: choices is a list", "2: choices[1] is blank", "3: answer is 7"):

@@ -86,13 +86,6 @@ def test_items_of_another_file(tmp_path):
     assert told.startswith("evaluations of mine: 2 problems:") and "c.jsonl: no such file" in told
 
 
-def test_only_some(write):
-    suite = load_suite(write("evaluations: [{name: a, kind: humaneval}, {name: b, kind: humaneval}]"))
-    assert suite.only([]).names == suite.only(["b", "a"]).names == ("a", "b")
-    told = refused(suite.only, ["b", "c"])
-    assert "mine.yaml: has no such evaluation" in told and "'c': it has: a, b" in told
-
-
 def test_other_data(write, tmp_path):
     suite = load_suite(write("""
 evaluations:

@@ -49,8 +49,7 @@ def test_what_was_changed_and_proved(trained):
         assert f"| {what} | {count.parameters:,} | {count.elements:,} |" in text
     assert "- method: trace\n- epochs: 1\n- learning rate: 2e-05\n- batch size: 4\n" in text
     assert "lora" not in text and record.model.names_sha256 in text
-    for path in (base, stream.parent, out):  # nothing of this machine is told
-        assert str(path) not in text and str(path.parent) not in text
+    assert not any(str(path.parent) in text for path in (base, stream.parent, out))  # nothing of this machine
 
 
 def test_the_commands_in_it_work(trained, tmp_path):
@@ -115,7 +114,6 @@ def test_a_patched_model(tiny, tmp_path):
     card = read(tmp_path / "tuned")
     assert card.data.license_name == "mine" and card.data.tags == ["trace-transfer"]
     assert "base_model" not in card.data.to_dict()  # a directory: where it is from is not known
-    assert f"| 1 | `math` | applied | trace | 1 of {len(state.shapes)} (" in card.text
     assert f"`math.patch.safetensors`: SHA-256 `{patch.sha256}`" in card.text
     done("patch", "revert", tmp_path / "tuned", patch.path, "--out", tmp_path / "back")
     back = read(tmp_path / "back")

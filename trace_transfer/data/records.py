@@ -45,7 +45,6 @@ ROLES = {role: role for role in ("system", "developer", "user", "assistant", "to
     "human": "user", "gpt": "assistant",
 }  # fmt: skip
 MASKS = ("weight", "train", "training", "loss")
-SHAREGPT_COLUMN = "conversations"
 _MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 # Keys of a message that a model of text cannot honour, and parts of a turn, which are learned as a whole or not.
 _UNHONOURED = (*_MEDIA, "train_detail", "training_detail", "loss_mask", "loss_scale")
@@ -132,8 +131,8 @@ def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
     sources = {name: parse_source(text) for name, text in spec.fields.items() if isinstance(text, str)}
     fields = {name for names in SHAPES.values() for name in names}
     sources |= {name: parse_source(name) for name in fields & set(columns) - set(sources)}
-    if SHAREGPT_COLUMN in columns:
-        sources.setdefault("messages", parse_source(SHAREGPT_COLUMN))
+    if "conversations" in columns:  # ShareGPT's
+        sources.setdefault("messages", parse_source("conversations"))
     possible = {shape: names for shape, names in SHAPES.items() if set(spec.fields) <= set(names)}
     complete = [shape for shape, names in possible.items() if set(names) - sources.keys() <= {"input", *OPTIONAL}]
     if len(complete) == 1:

@@ -32,7 +32,6 @@ from trace_transfer.evaluation.records import Member
 from trace_transfer.evaluation.suite_file import SHOTS, EvaluationSpec, is_yaml
 from trace_transfer.models.sources import hub_silence
 
-PACKAGE = "lm-eval>=0.4.9,<0.5"  # as in pyproject.toml
 BOOTSTRAP = 1000  # draws, for metrics that are no mean
 _NAME = re.compile(r"^(?:task|group):[ \t]*([\"']?)([^\s\"'#\[]+)\1[ \t]*(?:#.*)?$", re.MULTILINE)
 
@@ -156,8 +155,8 @@ def _quiet() -> Iterator[None]:
 def missing_harness(names: Sequence[str]) -> str:
     return (
         f"{', '.join(names)}: {'need' if len(names) > 1 else 'needs'} lm-evaluation-harness, which is not installed: "
-        f"pip install '{PACKAGE}' (in a copy of the repository: pip install '.[evaluation]'). Evaluations of your own "
-        "data do not, in a file given with --suite FILE"
+        "pip install 'lm-eval>=0.4.9,<0.5' (in a copy of the repository: pip install '.[evaluation]'). Evaluations of "
+        "your own data do not, in a file given with --suite FILE"
     )
 
 

@@ -37,7 +37,6 @@ from trace_transfer.evaluation.outcome import (
 from trace_transfer.evaluation.suite_file import CHOICE_FIELDS, EvaluationSpec
 from trace_transfer.families.model_handle import require_vocabulary
 
-MAX_NEW_TOKENS = 256
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)")
 
 
@@ -111,7 +110,7 @@ def prepare_loss(spec: EvaluationSpec, reading: Reading) -> Prepared:
 def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> Prepared:
     """Read the records and encode their prompts; the answers need not be such as are trained."""
     longest, tokenizer = reading.longest, reading.tokenizer
-    most = spec.max_new_tokens or reading.settings.max_new_tokens or min(MAX_NEW_TOKENS, longest // 2)
+    most = spec.max_new_tokens or reading.settings.max_new_tokens or min(256, longest // 2)
     reading.require_room(spec, most)
     records, sha256 = read_limited(spec, reading)
     numbers = [record.number for record in records.records]

@@ -117,7 +117,7 @@ def plan_representation(
     if blank := [label for label in models if not label.strip() or not is_name(label)]:
         raise UserError("labels must be one printable line:\n" + listing(list(map(repr, blank))))
     specs = []
-    for spec in load_tasks(tasks_file):  # one text for each record, as the template writes it: nothing is generated
+    for spec in load_tasks(tasks_file, TaskSpec):  # one text for each record: nothing is generated
         limits = [limit for limit in (spec.max_examples, settings.max_examples) if limit is not None]
         specs.append(spec.model_copy(update={"max_examples": min(limits, default=None), "mismatch": "keep"}))
     if len(specs) < 2:
