@@ -59,33 +59,24 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer("GET")
-
-    def do_HEAD(self) -> None:
-        self._answer("HEAD")
-
-    def do_POST(self) -> None:
-        self._answer("POST")
-
-    def do_PUT(self) -> None:
-        self._answer("PUT")
-
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
-    def _answer(self, method: str) -> None:
+    def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
-        self.hub.asked.append(f"{method} {path}")
+        asked = f"{self.command} {path}"
+        self.hub.asked.append(asked)
         if path.startswith(self.hub.refuse or ("//",)):
             return self._send(500, {"error": "out of order"})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}" and not path.startswith("/large/"):
             return self._send(401, {"error": "Invalid credentials in Authorization header"})
         for pattern, answer in _ROUTES:
-            if (found := re.fullmatch(pattern, f"{method} {path}")) is not None:
+            if (found := re.fullmatch(pattern, asked)) is not None:
                 return answer(self, body, **found.groupdict())
-        return self._send(404, {"error": f"{method} {path}: nothing here"})
+        return self._send(404, {"error": f"{asked}: nothing here"})
+
+    do_GET = do_HEAD = do_POST = do_PUT = _answer
 
     def _send(self, status: int, content: Any, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()

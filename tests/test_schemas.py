@@ -62,9 +62,3 @@ RUN = {"target": "m", "tasks": [{"name": "a", "data": "a.jsonl"}], "methods": ["
 def test_what_is_refused_is_pointed_at(file, content, path):
     problems = list(jsonschema.Draft202012Validator(schema_of(file)).iter_errors(content))
     assert [list(one.absolute_path) for one in problems] == [path]
-
-
-def test_a_learning_rate_without_a_dot_is_a_number(tmp_path):
-    """As in YAML 1.2, which editors read; PyYAML by itself takes it for a text."""
-    (tmp_path / "run.yaml").write_text(json.dumps({**RUN, "train": {"learning_rate": 1}}).replace(": 1}", ": 2e-5}"))
-    jsonschema.validate(read_yaml(tmp_path / "run.yaml"), schema_of("run"))

@@ -45,6 +45,7 @@ def test_json_as_it_is(text, value):
         ("{1: a, yes: b, ~: c}", {"1": "a", "yes": "b", "~": "c"}),
         ("x: &d {a: 1}\ny: {<<: *d, b: 2}", {"x": {"a": 1}, "y": {"a": 1, "b": 2}}),
         ("- &a b\n- *a", ["b", "b"]),
+        ("rate: 2e-5", {"rate": 2e-5}),  # as in YAML 1.2, which editors read
         ("[" * 64 + "]" * 64, json.loads("[" * 64 + "]" * 64)),
     ],
 )
@@ -77,10 +78,10 @@ def test_yaml_as_it_is(text, value):
     ],
 )
 def test_what_is_refused(parse, text, said):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(MalformedTextError, match=said):
         parse(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_lines_one_by_one():

@@ -8,15 +8,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-
-def weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a model's directory, by their names on disk."""
-    found = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
+from tests.patch_files import stored as weights
 
 
 def tuned_copy(
