@@ -25,8 +25,8 @@ from trace_transfer.data.tasks_file import (
     items_under,
     refuse,
     suffix_of,
-    suggestion,
 )
+from trace_transfer.errors import suggestion
 from trace_transfer.printable import is_name
 
 SHIPPED = Path(__file__).parent / "suites"

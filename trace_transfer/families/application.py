@@ -204,7 +204,7 @@ class _Application:
             try:
                 if shape not in by_shape:
                     ranges = ranges_of(member.part, shape, lookup) if member.part else None
-                    head = None if member.head is None else int(member.head and member.head.evaluate(lookup))
+                    head = None if member.head is None else member.head.evaluate(lookup) if member.head else 0
                     by_shape[shape] = ranges, head
             except RulesError as error:
                 self.complain(f"{member.location}: {component.name}: '{member.pattern}': {error}", layer)
