@@ -54,13 +54,8 @@ def answer(request: dict) -> dict:
         status = os.waitpid(child, 0)[1]
         seconds = time.perf_counter() - start
         out, err, events = (file.read_text() if file.exists() else "" for file in streams)
-    return {
-        "returncode": os.waitstatus_to_exitcode(status),
-        "stdout": out,
-        "stderr": err,
-        "events": len(events),
-        "seconds": seconds,
-    }
+    code = os.waitstatus_to_exitcode(status)
+    return {"returncode": code, "stdout": out, "stderr": err, "events": len(events), "seconds": seconds}
 
 
 def run(request: dict, stdout: Path, stderr: Path, events: Path) -> None:
@@ -97,8 +92,6 @@ def serve() -> None:
 
 
 class Server:
-    """The process with everything imported."""
-
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.interrupted_runs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -126,12 +119,7 @@ class RepeatedRuns:
     """
 
     def __init__(
-        self,
-        server: Server,
-        arguments: list[object],
-        out: Path,
-        watch: Iterable[Path] = (),
-        growing: Iterable[str] = (),
+        self, server: Server, arguments: list, out: Path, watch: Iterable = (), growing: Iterable = ()
     ) -> None:
         self.server, self.arguments, self.out = server, [str(one) for one in arguments], out
         self.watch, self.growing = (out, *watch), tuple(growing)

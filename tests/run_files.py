@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Method, Transfer
 from trace_transfer.evaluation.records import Score, ScoredStage, ScoreMatrix
 from trace_transfer.patch.records import Verification, VerifiedTensor
-from trace_transfer.records import ModelIdentity, to_json
+from trace_transfer.records import ModelIdentity, Strict, to_json
 from trace_transfer.reporting.records import TUNING, CellRecord, Cost, MethodRecord, RunFile, Stated, StepFile, Tuning
 from trace_transfer.training.settings import StageRecord, StreamFile
 from trace_transfer.transfer.records import Depth, LayerMatch, LayerPair, ProbeRecord, Stability
@@ -74,6 +74,14 @@ def model(name: str, num_layers: int, family: str = "llama") -> ModelIdentity:
 
 def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def write(file: Path, record: Strict) -> None:
+    file.write_text(to_json(record), encoding="utf-8")
+
+
+def hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 SOURCE, TARGET = model("models/small", 3), model("models/large", 4, "qwen2")
@@ -155,7 +163,7 @@ def write_run(
         methods=tuple(MethodRecord(name=name, **words[name]) for name in methods), tuning=tuning,
         comparisons=tuple(comparisons), machine=MACHINE, libraries=LIBRARIES,
     )  # fmt: skip
-    (directory / "run.json").write_text(to_json(run), encoding="utf-8")
+    write(directory / "run.json", run)
     return directory
 
 
@@ -172,8 +180,7 @@ def leave(file: Path, content: bytes | Callable[[dict[str, Any]], object]) -> No
         edit(file, content)
     else:
         file.write_bytes(content)
-    hashed = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
-    edit(file.with_name("step.json"), lambda step: step["files"].update(hashed))
+    edit(file.with_name("step.json"), lambda step: step["files"].update({file.name: hash_of(file)}))
 
 
 @dataclass
@@ -218,14 +225,12 @@ class _Maker:
         elif self.files:
             {"identify": self._identify, "map": self._map, "train": self._train}[kind](directory, inputs)
         written = [file for file in sorted(directory.rglob("*")) if file.is_file()]
-        files = {str(f.relative_to(directory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in written}
-        cost = Cost(
-            seconds=seconds, peak_bytes={"train": 2_000_000_000, "identify": 1_500_000_000}.get(kind, 800_000_000),
-            bytes=sum(file.stat().st_size for file in written),
-            trained=self._trained(inputs[0]) if kind == "train" else None,
-        )  # fmt: skip
+        files = {str(file.relative_to(directory)): hash_of(file) for file in written}
+        trained = self._trained(inputs[0]) if kind == "train" else None
+        size = sum(file.stat().st_size for file in written)
+        cost = Cost(seconds=seconds, peak_bytes=800_000_000, bytes=size, trained=trained)
         made = StepFile(kind=kind, address=address, settings={}, inputs={}, files=files, cost=cost, libraries=LIBRARIES)
-        (directory / "step.json").write_text(to_json(made), encoding="utf-8")
+        write(directory / "step.json", made)
         return name
 
     @staticmethod
@@ -237,7 +242,6 @@ class _Maker:
         table = self.scores(method, seed + shift, order)
         table = at_rate(table, value) if axis == TUNING else table
         stages = [("base", ()), *stages_of(method, order)]
-        assert len(table) == len(stages), f"{method} has {len(stages)} stages, {len(table)} rows of scores were given"
         of_task = {task: f"{task}-test" for task in self.tasks}
         scored = []
         for (label, learned), row in zip(stages, table, strict=True):
@@ -251,7 +255,7 @@ class _Maker:
             model=TARGET, base_fingerprint=digest("base"), of_task=of_task, stages=tuple(scored),
             settings={"limit": 50}, libraries=LIBRARIES,
         )  # fmt: skip
-        (directory / "scores.json").write_text(to_json(matrix), encoding="utf-8")
+        write(directory / "scores.json", matrix)
 
     @staticmethod
     def _score(name: str, metric: str, value: float) -> Score:
@@ -264,34 +268,27 @@ class _Maker:
     def _identify(self, directory: Path, inputs: tuple[Any, ...]) -> None:
         where, seed, *_ = inputs
         for task in self.tasks:
-            core = core_file(TARGET if where == "target" else SOURCE, task, seed)
-            (directory / f"{task}.core.json").write_text(to_json(core), encoding="utf-8")
-        (directory / "importance.html").write_text("<!doctype html><title>made up</title>", encoding="utf-8")
+            write(directory / f"{task}.core.json", core_file(TARGET if where == "target" else SOURCE, task, seed))
 
     def _map(self, directory: Path, inputs: tuple[Any, ...]) -> None:
         _, seed, *_ = inputs
         match, similarity_ST = layer_match(seed)
-        (directory / "layer_match.json").write_text(to_json(match), encoding="utf-8")
+        write(directory / "layer_match.json", match)
         save_file({"similarity": similarity_ST}, directory / "similarity.safetensors")
         for task in self.tasks:
-            core = core_file(TARGET, task, seed, carried=True)
-            (directory / f"{task}.core.json").write_text(to_json(core), encoding="utf-8")
+            write(directory / f"{task}.core.json", core_file(TARGET, task, seed, carried=True))
 
     def _train(self, directory: Path, inputs: tuple[Any, ...]) -> None:
         method, seed, order, *_ = inputs
         rng = np.random.default_rng(seed)
         trained = [name for name in shapes_of(TARGET.num_layers) if METHODS[method][2] == "none" or "mlp.up" in name]
         stages = []
-        for number, (label, learned) in enumerate(stages_of(method, order)):
+        for label, learned in stages_of(method, order):
             patch = directory / f"{label}.patch.safetensors"
             save_file({name: np.zeros(4, np.float32) for name in trained}, patch)
-            history = directory / "stages" / f"{number + 1}-{label}" / "loss.csv"
-            history.parent.mkdir(parents=True)
-            history.write_text("step,loss\n1,2.5\n2,1.5\n", encoding="utf-8")
             stages.append(
                 StageRecord(
-                    label=label, tasks=learned, patch=patch.name,
-                    patch_sha256=hashlib.sha256(patch.read_bytes()).hexdigest(),
+                    label=label, tasks=learned, patch=patch.name, patch_sha256=hash_of(patch),
                     mask_sha256=digest(trained), num_parameters=len(trained),
                     num_elements=self._trained(method), data_sha256=digest(label), num_examples=200, num_steps=2,
                     tokens=9000, supervised=4000, losses=tuple(float(x) for x in np.sort(rng.uniform(1, 3, 2))[::-1]),
@@ -301,8 +298,8 @@ class _Maker:
             model=TARGET, base_fingerprint=digest("base"), settings={"method": method}, num_stages=len(stages),
             complete=True, stages=tuple(stages), libraries=LIBRARIES,
         )  # fmt: skip
-        (directory / "stream.json").write_text(to_json(stream), encoding="utf-8")
-        (directory / "verification.json").write_text(to_json(verification(trained)), encoding="utf-8")
+        write(directory / "stream.json", stream)
+        write(directory / "verification.json", verification(trained))
 
 
 def verification(trained: Sequence[str]) -> Verification:

@@ -15,20 +15,13 @@ def write_core_set(model: Path, file: Path, task: str, core: list[tuple[str, tup
     """A core file in which exactly these are core: (name, None) or (name, ranges of rows). Returns the file."""
     opened = open_model(model, load_families())
     shapes = opened.anatomy.inventory.shapes
-    parameters = [
-        CoreTensor(name=name, shape=shapes[name], rows=rows, score=1 - index / 1000, core=True)
-        for index, (name, rows) in enumerate(core)
-    ]
-    named = {name for name, _ in core}
-    parameters += [
-        CoreTensor(name=name, shape=shape, score=-1.0 - index)
-        for index, (name, shape) in enumerate(shapes.items())
-        if name not in named
-    ]
-    made = CoreFile(
-        task=task, model=opened.identity, method=Method(name="lf", ratio=len(core) / len(parameters)),
-        parameters=tuple(parameters),
-    )  # fmt: skip
+    rows = dict(core)
+    parameters = tuple(
+        CoreTensor(name=name, shape=shapes[name], rows=rows.get(name), score=1 - place / 1000, core=name in rows)
+        for place, name in enumerate(rows | shapes)
+    )
+    method = Method(name="lf", ratio=len(core) / len(parameters))
+    made = CoreFile(task=task, model=opened.identity, method=method, parameters=parameters)
     file.write_text(to_json(made), encoding="utf-8")
     return file
 

@@ -122,12 +122,6 @@ def test_plots_hold_the_points_of_the_summary(summary: Summary, page: str) -> No
     highs = [y + more for y, more in zip(trace["y"], trace["error_y"]["array"], strict=True)]
     assert highs == pytest.approx([100 * (p.mean if p.high is None else p.high) for p in curve.points], rel=1e-4)
     assert [round(x) for x in trace["x"]] == list(range(len(curve.points)))
-    (plot,) = plots["plot-sweep-ratio"]
-    trace = next(one for one in plot["data"] if one["legendgroup"] == "TRACE-LF" and one["xaxis"] == "x")
-    points = summary.sweeps[0].points
-    assert trace["x"] == [0.01, 0.1]
-    # a loss takes part in the average, so that it is no share
-    assert trace["y"] == pytest.approx([p.methods[0].measures["average"].mean for p in points], rel=1e-5)
 
 
 def test_core_sets_are_drawn_and_compared_and_what_moved_is_counted(

@@ -1,18 +1,14 @@
 """One changed setting makes other steps of exactly what depends on it."""
 
 import json
-import re
 import shutil
 from collections import Counter
 
 import pytest
 
 from tests.study.run_directories import run_content, write_file, write_run
-from tests.tuned_models import damage
-from trace_transfer.reporting.records import Cost, StepFile
 from trace_transfer.study.graph import build_graph
 from trace_transfer.study.run_file import load_run
-from trace_transfer.study.status import differences
 
 METHODS = ["sequential", "lora", "trace-lf", "transfer-lf", "transfer-cs", "transfer-lf-core", "depth-map"]
 
@@ -50,19 +46,9 @@ def test_what_is_shared(directory):
     }  # fmt: skip
 
 
-def test_scores_at_the_base_need_no_warm_start(directory):
-    counts = Counter(steps(directory, methods=["trace-snr", "trace-snr-rows"], source=None).values())
-    assert counts == {"identify": 2, "train": 2, "baseline": 1, "evaluate": 2}
-    changes = {"methods": ["trace-snr"], "source": None}
-    other = section("identify", gradient_examples=2) | changes
-    before, after = (steps(directory, **one) for one in (changes, other))
-    assert Counter(after[address] for address in after.keys() - before) == {"identify": 1, "train": 1, "evaluate": 1}
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {}),
         ({"name": "other", "out": "elsewhere", "jobs": 2, "reference": "lora"}, {}),
         (section("train", learning_rate=1e-4), {"train": 7, "evaluate": 7}),
         (section("train", checkpoint_minutes=1.0), {}),
@@ -120,18 +106,3 @@ def test_a_copied_model_makes_no_step_stale(directory):
     config = directory / "qwen3" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "transformers_version": "4.57.0"}))
     assert steps(directory) == before
-
-
-def test_what_of_a_model_differs_is_told(directory):
-    def baseline():
-        graph = build_graph(load_run(write_file(directory, methods=METHODS)))
-        return next(one for one in graph.steps if one.kind == "baseline")
-
-    step = baseline()
-    record = StepFile(
-        kind=step.kind, address=step.address, settings=step.settings, inputs=step.all_inputs, files={},
-        cost=Cost(seconds=1, peak_bytes=1, bytes=1),
-    )  # fmt: skip
-    damage(directory / "qwen3", "model.norm.weight", 2.0)
-    (found,) = differences(record, baseline())
-    assert re.fullmatch(r"the weights of target differ: were sha \w{12}, are \w{12}", found)

@@ -32,10 +32,8 @@ def problems_of(directory, **changes) -> str:
 
 
 def test_what_it_says(directory):
-    run = read(directory, seeds=[3, 4], orders="vary", jobs=2)
-    assert (run.name, run.seeds, run.jobs, run.keep) == ("small", (3, 4), 2, "core")
+    run = read(directory, seeds=[3, 4], orders="vary")
     assert run.source == str(directory / "llama") and run.out == directory / "out"
-    assert [run.order(number) for number in range(3)] == [("math", "code"), ("code", "math"), ("math", "code")]
     assert [(cell.method.name, cell.seed, cell.order) for cell in cells_of(run)] == [
         ("sequential", 3, ("math", "code")),
         ("transfer-lf", 3, ("math", "code")),
@@ -52,7 +50,6 @@ def test_resources(directory):
     assert (train.gpus, train.hours, train.partition) == (8, 2, "gpu")
     assert train.sbatch == {"qos": "long", "mail-type": "END"} and evaluate == run.resources_of("map")
     assert [run.processes_of(kind, gpus=True) for kind in ("train", "warm-start", "evaluate")] == [8, 1, 1]
-    assert run.processes_of("train", gpus=False) == 1
     submitted = train.submitted(launched=True)
     assert (submitted["time"], submitted["gpus_per_node"], submitted["partition"]) == (120, 8, "gpu")
     assert submitted["additional_parameters"] == {
@@ -64,12 +61,13 @@ def test_no_slurm_on_this_machine(directory, monkeypatch):
     """It is told before anything is written."""
     file = write_file(directory, methods=["sequential"], source=None, out="elsewhere")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"sbatch is not found: there is no SLURM on this machine\. Log in where"):
+    with pytest.raises(UserError, match="sbatch is not found: there is no SLURM on this machine"):
         tt.run(file, executor="slurm")
     assert not (directory / "elsewhere").exists()
 
 
 def test_settings_reach_the_cells(directory):
+    assert {cell.method.name for cell in cells_of(read(directory, methods=list(METHODS)))} == {*METHODS}
     own = {"name": "wide", "like": "transfer-lf", "title": "Wide", "identify": {"ratio": 0.5}, "train": {"epochs": 2}}
     run = read(directory, identify={"ratio": 0.3, "unit": "elements"}, methods=["random", "transfer-cs", own])
     random, transfer, wide = cells_of(run)
@@ -79,13 +77,6 @@ def test_settings_reach_the_cells(directory):
     assert transfer.train.train.batch_size == 4 and transfer.train.train.learning_rate == 1e-3
     assert (wide.method.title, wide.identify.score.ratio, wide.train.train.epochs) == ("Wide", 0.5, 2)
     assert wide.train.method == "trace"
-
-
-def test_every_method_has_cells(directory):
-    cells = cells_of(read(directory, methods=list(METHODS), seeds=[0]))
-    assert [cell.method.name for cell in cells] == list(METHODS)
-    assert {cell.map.match for cell in cells if cell.method.name == "shuffled-map"} == {"shuffled"}
-    assert {cell.map.match for cell in cells if cell.method.name == "depth-map"} == {"depth"}
 
 
 def test_sweeps(directory):
@@ -143,34 +134,18 @@ def test_tuning_and_comparisons(directory):
     ("changes", "expected"),
     [
         ({"tuning": {"seeds": [0]}}, r"tuning\.seeds: found \[0\], expected each once and none of seeds: \[0\]"),
-        ({"tuning": {"seeds": [1], "rates": {"sequential": [1e-3]}}}, r"tuning\.rates\.sequential: give two or more"),
         ({"comparisons": [{"methods": "transfer-lf"}]}, r"comparisons: item 1: against: None is none of sequential"),
-        (
-            {"comparisons": [{"methods": "transfer-lf", "against": "sequential", "measure": "matched_forgetting"}]},
-            r"item 1: measure: matched_forgetting is told from several rates",
-        ),
         ({"metods": []}, r"metods: no such setting; did you mean methods\?"),
-        ({"map": {"carry": "core"}}, r"map\.carry: is set by the methods"),
+        ({"map": {"carry": "core"}}, r"map\.carry: is set by the run"),
         ({"methods": ["transfer-lv"]}, "methods: 'transfer-lv' is none of .*did you mean transfer-lf"),
         ({"methods": [{"name": "x", "like": "nothing"}]}, "methods: item 1: like: 'nothing' is none of sequential"),
         ({"source": None}, "source: is missing; transfer-lf identify on it"),
         ({"target": "./nowhere"}, "target: .*nowhere: no such file or directory"),
-        (
-            {"tasks": [{"name": "math", "data": "math.train.jsonl", "evaluate": "maths"}]},
-            "tasks: task 'math': evaluate: 'maths' is none of math, code; did you mean math",
-        ),
         ({"suite": "paper"}, "evaluations: give either"),
         ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
-        ({"reference": "joint"}, "reference: 'joint' is none of sequential, transfer-lf"),
         ({"sweeps": {"colour": [1]}}, r"sweeps: 'colour' is none of ratio, .*or a setting such as train.epochs"),
         ({"sweeps": {"ratio": [5.0]}}, r"sweeps\.ratio: ratio: found 5\.0, expected less than or equal to 1"),
-        (
-            {"sweeps": {"alpha": {"values": [0.5], "methods": ["sequential"]}}},
-            r"sweeps\.alpha\.methods: 'sequential' is none of transfer-lf",
-        ),
         ({"sweeps": {"order": [["math"]]}}, r"sweeps\.order: \['math'\] is not an order of math, code"),
-        ({"represent": {"methods": ["nobody"]}}, r"represent\.methods: 'nobody' is none of sequential"),
-        ({"resources": {"trian": {"gpus": 8}}}, "resources: 'trian' is none of default, .*did you mean train"),
         ({"resources": {"default": {"hours": 0}}}, r"resources\.default\.hours: found 0, expected greater than 0"),
         ({"resources": {"map": {"sbatch": {"time": "1:00"}}}}, r"resources\.map\.sbatch: time: is `hours` here"),
     ],
@@ -200,11 +175,7 @@ def test_devices_that_are_not_there_are_refused_before_the_first_step(tiny, tmp_
     graph = build_graph(load_run(write_run(tmp_path, tiny, **sections)))
     with pytest.raises(UserError, match="cannot be run") as caught:
         check_plan(graph)
-    for told in ("identify", "map", "evaluate", "represent"):
-        assert f"--device gpu-{told}: not available here (" in str(caught.value)
-    without = {"identify": sections["identify"], "methods": ["sequential", "transfer-cs"]}
-    graph = build_graph(load_run(write_run(tmp_path, tiny, **without)))
-    check_plan(graph)  # nothing is computed there
+    assert all(f"--device gpu-{told}: not available here (" in str(caught.value) for told in sections)
 
 
 def test_counts_in_the_plan_of_a_run(tiny, tmp_path):

@@ -123,9 +123,6 @@ class Front:
     learned_RS: Scores
     lost_RS: Scores
 
-    def learned_at(self, rate: float) -> float:
-        return float(self.learned_RS[self.rates.index(rate)].mean())
-
     @property
     def reach(self) -> tuple[float, float]:
         """The least and the most that it learns, on average, from its lowest rate to the one that learns most."""
@@ -168,7 +165,7 @@ def matched(ours: Front, theirs: Front, rates: tuple[float, float], names: tuple
     Both have the same seeds.
     """
     lines = ours, theirs
-    level = min(line.learned_at(rate) for line, rate in zip(lines, rates, strict=True))
+    level = float(min(line.learned_RS[line.rates.index(at)].mean() for line, at in zip(lines, rates, strict=True)))
     for line, name in zip(lines, names, strict=True):
         low, high = line.reach
         if not low <= level <= high:

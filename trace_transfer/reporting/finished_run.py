@@ -66,7 +66,7 @@ class FinishedCell:
 
 @dataclass(frozen=True)
 class MatchFound:
-    """A layer match; `picture` is the path of its PNG from the run's directory, if it has one."""
+    """A layer match of the main comparison; `picture` is its PNG's path from the run's directory, if it has one."""
 
     directory: str
     uses: tuple[CellRecord, ...]
@@ -77,7 +77,7 @@ class MatchFound:
 
 @dataclass(frozen=True)
 class CoreFound:
-    """A core file, on which model it was identified, and the cells that use it."""
+    """A core file, on which model it was identified, and the cells of the main comparison that use it."""
 
     directory: str
     role: Role
@@ -87,9 +87,8 @@ class CoreFound:
 
     @property
     def trained_by(self) -> tuple[CellRecord, ...]:
-        """Cells of the main comparison that train this set; those that only take its size if there are no others."""
-        main = tuple(cell for cell in self.uses if cell.axis is None)
-        return tuple(cell for cell in main if cell.method not in SIZE_ONLY) or main
+        """Cells that train this set; those that only take its size if there are no others."""
+        return tuple(cell for cell in self.uses if cell.method not in SIZE_ONLY) or self.uses
 
     @property
     def score(self) -> str:
@@ -104,7 +103,7 @@ class FinishedRun:
         directory: as an absolute path.
         evaluations: the scores of the base in the first cell: names and metrics of the columns.
         steps: directory → step, of all that the cells needed.
-        verified: the uses of trained models, and what moved in them.
+        verified: the uses of trained models in the main comparison, and what moved in them.
         representation: its step's directory, the file, and the PNG if there is one.
     """
 
@@ -126,7 +125,6 @@ class FinishedRun:
 
     @property
     def main(self) -> tuple[CellRecord, ...]:
-        """Cells of the main comparison."""
         return tuple(cell for cell in self.record.cells if cell.axis is None)
 
     @property
@@ -177,7 +175,6 @@ class _Reader:
         self.problems[problem] = None
 
     def read(self) -> None:
-        """All of the run: what each cell scored, what each step found, and the representation."""
         run = self.run
         uses = grouped((place, cell) for cell in run.record.cells for place in dict.fromkeys(cell.steps.values()))
         represented = run.record.settings.get("represent_step")
@@ -188,15 +185,14 @@ class _Reader:
             self._add_scores(cell)
         needs = {method.name: method.needs for method in run.record.methods}
         for place, cells in uses.items():
-            kind, using = run.steps[place].kind if place in run.steps else "", tuple(cells)
-            if kind == "train":
-                if (verification := self.file(place, "verification.json", Verification)) is not None:
-                    run.verified.append((using, verification))
-            elif kind == "identify":
-                self._add_cores(place, using, "target" if needs[cells[0].method] == "target" else "source")
-            elif kind in ("match", "map"):
-                self._add_cores(place, using, "carried")
-                self._add_match(place, using)
+            kind, main = run.steps[place].kind if place in run.steps else "", tuple(c for c in cells if c.axis is None)
+            if kind == "train" and (verification := self.file(place, "verification.json", Verification)) is not None:
+                run.verified.append((main, verification))
+            if kind == "identify" and main:
+                self._add_cores(place, main, "target" if needs[main[0].method] == "target" else "source")
+            if kind in ("match", "map") and main:
+                self._add_cores(place, main, "carried")
+                self._add_match(place, main)
         if isinstance(represented, str):
             file: RepresentationFile | None = self.file(represented, "representation.json", RepresentationFile)
             picture = self.checked(represented, "representation.png")
@@ -228,7 +224,6 @@ class _Reader:
             return None
 
     def _add_scores(self, record: CellRecord) -> None:
-        """A cell with its scores."""
         run, place = self.run, record.steps["evaluate"]
         matrix: ScoreMatrix | None = self.file(place, SCORES, ScoreMatrix)
         if matrix is None:

@@ -14,7 +14,6 @@ Units = Sequence[tuple[float, str]]
 
 
 def single(number: float) -> Interval:
-    """A number without an interval."""
     return Interval(mean=number, num=1)
 
 
@@ -40,7 +39,6 @@ def measured(found: Interval, scale: float) -> Number:
 
 
 def unit_of(most: float, units: Units) -> tuple[float, str]:
-    """The largest unit of which there is one."""
     return next((unit for unit in units if most >= unit[0]), units[-1])
 
 
@@ -51,7 +49,6 @@ def seconds(found: Interval, units: Units = TIMES) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in decimal units."""
     return seconds(single(num_bytes), SIZES)
 
 
@@ -61,9 +58,9 @@ def count(number: float) -> str:
     return f"{number:,.0f}" if unit is None else f"{number / unit[0]:,.1f} {unit[1]}"
 
 
-def several(number: int, word: str, plural: str | None = None) -> str:
+def several(number: int, word: str) -> str:
     """`1 seed`, `5 seeds`."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+    return f"{number:,} {word if number == 1 else word + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ def first_shown(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple([name for name in SHOWN if name in methods] or methods)[: len(SHOWN)]
 
 
-def curves(summary: Summary) -> Plot | None:
+def curves(summary: Summary) -> list[Plot]:
     """A panel per task: the score 0, 1, 2, … stages after it was learned, a line per method."""
     records = summary.columns
     found = [curve for curve in summary.curves if curve.points]
@@ -60,10 +60,10 @@ def curves(summary: Summary) -> Plot | None:
     measured = {curve.task: records[curve.evaluation] for curve in found}
     stages = Axis(title="stages after it was learned", ticks={float(stage): str(stage) for stage in range(most)})
     panels = [_panel(task, stages, _metric(measured[task]), marks) for task, marks in lines.items()]
-    return _plot(panels, "Scores after a task was learned") if panels else None
+    return _plot(panels, "Scores after a task was learned")
 
 
-def sweep(summary: Summary, swept: SweepSummary) -> Plot | None:
+def sweep(summary: Summary, swept: SweepSummary) -> list[Plot]:
     """A panel of the average and one per evaluation, a line per method over the values of the axis."""
     methods = list(dict.fromkeys(one.method for point in swept.points for one in point.methods))
     numeric = all(isinstance(p.value, int | float) and not isinstance(p.value, bool) for p in swept.points)
@@ -89,10 +89,10 @@ def sweep(summary: Summary, swept: SweepSummary) -> Plot | None:
             ends = np.array([[x[0], level], [x[-1], level]])
             lines.append(Marks(f"best baseline: {best.name}", ends, GREY, dash="longdash"))
         panels.append(_panel(name, axis, title, lines))
-    return _plot(panels, f"Sweep over {axis.title}") if methods else None
+    return _plot(panels, f"Sweep over {axis.title}")
 
 
-def front(summary: Summary) -> Plot | None:
+def front(summary: Summary) -> list[Plot]:
     """Learned against lost: a mark per method with both intervals, and of tuned methods a line over their rates."""
     shares = summary.measures_are_shares
     both = [one for one in summary.methods if {"learning", "backward_transfer"} <= one.measures.keys()]
@@ -113,20 +113,17 @@ def front(summary: Summary) -> Plot | None:
     unit = ", points" if shares else ""
     axes = Axis(title=f"learned{unit} (more is better)"), Axis(title=f"lost{unit} (less is better)")
     panel = Panel(*axes, WIDTH, HEIGHT + 40, marks=[*marks, origin])
-    return _plot([panel], "Learned and lost") if both else None
+    return _plot([panel], "Learned and lost") if both else []
 
 
 def _metric(found: EvaluationRecord) -> str:
-    """`exact_match, % (more is better)`."""
     unit = ", %" if found.share else ""
     return f"{found.metric}{unit} ({'more' if found.higher_is_better else 'less'} is better)"
 
 
 def _line(summary: Summary, method: str, points: Sequence[Point], share: bool, shown: Sequence[str]) -> Marks:
-    """A method in a panel, with its intervals."""
     names = {one.method: one.name for one in summary.methods}
-    look = styles(list(names)).get(method, styles([method])[method])
-    name = names.get(method, method)
+    look, name = styles(list(names))[method], names[method]
     found = [(at, number(point, share)) for at, point in points]
     places = np.array([(at, point.value) for at, point in found])
     texts = [f"{name}\n{point.text}" for _, point in found]
@@ -135,7 +132,6 @@ def _line(summary: Summary, method: str, points: Sequence[Point], share: bool, s
 
 
 def _marks(name: str, points: Sequence[tuple[Interval, Interval, str]], share: bool, **look: Any) -> Marks:
-    """Learned and lost, and more of what a point says."""
     learned, lost, more = zip(*points, strict=True)
     told = [[number(one, share) for one in side] for side in (learned, lost)]
     texts = [f"{name}{end}\nlearned {one.text}\nlost {other.text}" for one, other, end in zip(*told, more, strict=True)]
@@ -155,7 +151,7 @@ def _panel(title: str, x: Axis, y_title: str, marks: Sequence[Marks]) -> Panel:
     return Panel(x, Axis(title=y_title), width, HEIGHT, marks=marks, title=title)
 
 
-def _plot(panels: Sequence[Panel], title: str) -> Plot:
-    """Panels in rows of three, below a legend whose entries show and hide a method in all of them."""
+def _plot(panels: Sequence[Panel], title: str) -> list[Plot]:
+    """Panels in rows of three, below a legend whose entries show and hide a method in all of them; none of no panel."""
     placed = [replace(panel, gap=GAP if number % COLUMNS else 0) for number, panel in enumerate(panels)]
-    return figures.plot(Row(title, placed, columns=COLUMNS))
+    return [figures.plot(Row(title, placed, columns=COLUMNS))] if panels else []

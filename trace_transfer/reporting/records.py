@@ -198,7 +198,6 @@ class MethodSummary(Strict):
 
     @property
     def name(self) -> str:
-        """For tables."""
         return self.title or self.method
 
 
@@ -246,7 +245,7 @@ class SweepSummary(Strict):
 
 
 class Comparison(Strict):
-    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed, and the answer.
+    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed.
 
     `smallest_found` is the difference that so many seeds find with a probability of 80 %, by how much their pairs
     deviate, at 0.05 divided by the number of comparisons; `level` the learning at which `matched_forgetting` is told.
@@ -257,7 +256,7 @@ class Comparison(Strict):
     other: str
     measure: str
     difference: Interval
-    answer: str
+    answer: str = ""  # by earlier versions
     smallest_found: float | None = None
     level: float | None = None
 
@@ -355,14 +354,11 @@ class Summary(Strict):
 
     @property
     def columns(self) -> dict[str, EvaluationRecord]:
-        """The evaluations by their names."""
         return {record.name: record for record in self.evaluations}
 
     @property
     def taught(self) -> list[EvaluationRecord]:
-        """Evaluations that measure a task."""
         return [record for record in self.evaluations if record.task is not None]
 
     def title(self, method: str) -> str:
-        """A method in words."""
         return next((one.name for one in self.methods if one.method == method), method)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, harmonic_mean
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from trace_transfer.identification.draw import figure as importance_figure
 from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
 from trace_transfer.printable import printable
 from trace_transfer.reporting import numbers, plots, summary_tables
-from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchFound, Role, read_run
+from trace_transfer.reporting.finished_run import CoreFound, FinishedRun, MatchFound, Role, grouped, read_run
 from trace_transfer.reporting.records import Summary
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.represent.draw import table_of
@@ -43,8 +43,6 @@ ROLES: dict[Role, str] = {
     "carried": "carried to the target",
 }
 
-Used = TypeVar("Used", MatchFound, CoreFound)
-
 
 def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
     """Write the report of the run in a directory, by default into it; returns its files."""
@@ -58,17 +56,17 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path,
     # Markdown points at pictures of the run, which it does not hold.
     to_run = Path(os.path.relpath(run.directory, target.resolve())).as_posix()
     to_run = "" if to_run == "." else f"{to_run}/"
-    matches, cores = _first_matches(run), _first_cores(run)
+    matches = [first for first, *_ in grouped((one.match.policy, one) for one in run.matches).values()]
+    cores = _first_cores(run)
     importance = _importance(run, cores)
-    drawn: dict[str, Sequence[Plot | None]] = {
-        "plot-front": [plots.front(summary)],
-        "plot-curves": [plots.curves(summary)],
-        **{place(f"plot-sweep-{one.axis}"): [plots.sweep(summary, one)] for one in summary.sweeps},
+    shown = {
+        "plot-front": plots.front(summary),
+        "plot-curves": plots.curves(summary),
+        **{place(f"plot-sweep-{one.axis}"): plots.sweep(summary, one) for one in summary.sweeps},
         "plot-layers": [_match_plot(run, one) for one in matches],
         "plot-importance": importance,
     }  # fmt: skip
-    known = {name: [plot for plot in some if plot is not None] for name, some in drawn.items()}
-    shown = {name: some for name, some in known.items() if some}
+    shown = {name: found for name, found in shown.items() if found}
     representation, held_pictures = None, {}
     if run.representation is not None:
         where, file, png = run.representation
@@ -108,7 +106,6 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path,
 
 
 def _shades(summary: Summary) -> dict[str, Shades]:
-    """Of each score matrix; column by column from the worst to the best score of any method."""
     every = np.concatenate([matrix.means for matrix in summary.matrices])
     low, high = every.min(axis=0), every.max(axis=0)
     better = [one.higher_is_better for one in summary.evaluations]
@@ -123,19 +120,6 @@ def _shades(summary: Summary) -> dict[str, Shades]:
 def match_title(policy: str) -> str:
     """`policy coverage`, in words where the policy is a control."""
     return MATCHES.get(policy, f"policy {policy}")
-
-
-def _of_main(found: Sequence[Used]) -> list[Used]:
-    """What the main comparison used."""
-    return [one for one in found if any(cell.axis is None for cell in one.uses)]
-
-
-def _first_matches(run: FinishedRun) -> list[MatchFound]:
-    """Each policy's match, of the first seed that has it."""
-    shown: dict[str, MatchFound] = {}
-    for found in _of_main(run.matches):
-        shown.setdefault(found.match.policy, found)
-    return list(shown.values())
 
 
 def _match_plot(run: FinishedRun, found: MatchFound) -> Plot:
@@ -169,7 +153,7 @@ def _layers(found: Sequence[MatchFound]) -> Table:
 def _first_cores(run: FinishedRun) -> list[CoreFound]:
     """Of each kind of core set of each task the first seed's; carried ones by the methods that use them."""
     shown: dict[tuple[object, ...], CoreFound] = {}
-    for found in _of_main(run.cores):
+    for found in run.cores:
         methods = tuple(cell.method for cell in found.trained_by) if found.role == "carried" else ()
         shown.setdefault((found.core.task, found.role, found.score, methods), found)
     order = list(dict.fromkeys(found.core.task for found in shown.values()))
@@ -209,38 +193,34 @@ def _used_by(run: FinishedRun, found: CoreFound) -> str:
     return ", ".join(dict.fromkeys(run.title(cell.method) for cell in found.trained_by)) or NOTHING
 
 
-Overlaps = dict[tuple[str, ...], list[tuple[float, float, float]]]
+Overlaps = list[tuple[tuple[str, ...], tuple[float, float, float]]]
 
 
 def _between_tasks(run: FinishedRun) -> Table:
-    pairs: Overlaps = {}
-    for one, other in combinations(_of_main(run.cores), 2):
+    pairs: Overlaps = []
+    for one, other in combinations(run.cores, 2):
         if one.directory == other.directory:
             what = ROLES[one.role] + (f", {_used_by(run, one)}" if one.role == "carried" else "")
-            pairs.setdefault((f"{one.core.task}, {other.core.task}", what, one.score), []).append(_overlap(one, other))
+            pairs.append(((f"{one.core.task}, {other.core.task}", what, one.score), _overlap(one, other)))
     return _overlaps("Between tasks", ("tasks", "core sets", "score"), pairs)
 
 
 def _carried_and_identified(run: FinishedRun) -> Table:
-    main, pairs = _of_main(run.cores), Overlaps()
-    own = {
-        (found.core.task, found.score, cell.seed): found
-        for found in main if found.role == "target" for cell in found.uses if cell.axis is None
-    }  # fmt: skip
-    for found in main:
+    pairs: Overlaps = []
+    on_target = [(found, cell.seed) for found in run.cores if found.role == "target" for cell in found.uses]
+    own = {(found.core.task, found.score, seed): found for found, seed in on_target}
+    for found in run.cores:
         for cell in found.trained_by if found.role == "carried" else ():
             other = own.get((found.core.task, found.score, cell.seed))
             if other is not None and other.core.model.names_sha256 == found.core.model.names_sha256:
-                key = (found.core.task, run.title(cell.method), found.score)
-                pairs.setdefault(key, []).append(_overlap(found, other))
+                pairs.append(((found.core.task, run.title(cell.method), found.score), _overlap(found, other)))
     title = "Carried core sets against those that were identified on the target with the same score and seed"
     return _overlaps(title, ("task", "carried by", "score"), pairs)
 
 
 def _overlaps(title: str, headings: tuple[str, ...], pairs: Overlaps) -> Table:
-    """Mean over seeds, and from the least to the largest."""
     rows = []
-    for key, values in pairs.items():
+    for key, values in grouped(pairs).items():
         cells = []
         for column in zip(*values, strict=True):
             ends = dict.fromkeys(f"{end(column):.2f}" for end in (min, max))
@@ -257,11 +237,9 @@ def _overlap(one: CoreFound, other: CoreFound) -> tuple[float, float, float]:
 
 
 def _moved(run: FinishedRun) -> Table:
-    """Of each method what moved in its models, mean over them."""
     rows, kinds = [], list(run.verified[0][1].counts) if run.verified else []
     for method in dict.fromkeys(cell.method for cell in run.main):
-        models = [one for uses, one in run.verified
-                  if any(cell.axis is None and cell.method == method for cell in uses)]  # fmt: skip
+        models = [one for uses, one in run.verified if any(cell.method == method for cell in uses)]
         cells = [run.title(method), f"{len(models)}"]
         for kind in kinds if models else ():
             tensors = fmean(one.counts[kind].parameters for one in models)
@@ -276,17 +254,12 @@ def _moved(run: FinishedRun) -> Table:
 def again(run: FinishedRun) -> str:
     """Commands for a shell, from the directory of the run file."""
     file = Path(os.path.normpath(run.directory / str(run.record.settings.get("run_file", "run.yaml"))))
-    out = _argument(os.path.relpath(run.directory, file.parent))
-    commands = ("cd " + _argument(str(file.parent)), f"trace-transfer run {_argument(file.name)} --out {out}")
-    return "\n".join((*commands, f"trace-transfer report {out}"))
-
-
-def _argument(path: str) -> str:
-    """A path as a shell takes it, never for an option."""
-    return shlex.quote(printable(f"./{path}" if path.startswith("-") else path))
+    paths = str(file.parent), file.name, os.path.relpath(run.directory, file.parent)
+    where, name, out = (shlex.quote(printable(path)) for path in paths)
+    return f"cd {where}\ntrace-transfer run {name} --out {out}\ntrace-transfer report {out}"
 
 
 def settings(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every setting by its path; lists as they are written in the file."""
-    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-            for name, value in flat(found).items()]  # fmt: skip
+    each = flat(found).items()
+    return [(name, one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) for name, one in each]

@@ -120,7 +120,6 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
 def _differences(
     values: Mapping[str, Mapping[str, Values]], reference: str, better: Mapping[str, bool]
 ) -> dict[str, dict[str, Interval]]:
-    """Method → measure → its difference from the reference; p is adjusted over the methods, measure by measure."""
     found: dict[str, dict[str, Interval]] = {method: {} for method in values}
     theirs = values.get(reference, {})
     for name in theirs:
@@ -135,7 +134,6 @@ def _differences(
 
 
 def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
-    """Measure → seed → value, of the measures that the method has."""
     names = [score.name for score in run.evaluations]
     columns = [names.index(name) for name in run.taught]
     signs = np.array([1.0 if run.evaluations[column].higher_is_better else -1.0 for column in columns])
@@ -160,22 +158,20 @@ def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
 def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
     each: list[tuple[str, float]] = []
     for cell in cells:
-        own = dict.fromkeys(("identify_seconds", "map_seconds", "train_seconds", "evaluate_seconds"), 0.0)
-        spent: list[float] = []
+        own = dict.fromkeys((*(f"{part}_seconds" for part in COUNTED_AS.values()), "seconds", "cpu_seconds"), 0.0)
         for step in cell.steps:
             part, cost = COUNTED_AS.get(step.kind), step.cost
             if part is None:
                 continue
             own[f"{part}_seconds"] += cost.seconds
-            spent += [] if part == "evaluate" else [cost.cpu_seconds]
+            if part != "evaluate":
+                own["seconds"] += cost.seconds
+                own["cpu_seconds"] += cost.cpu_seconds
             if part == "identify":
                 own["identify_peak_bytes"] = max(own.get("identify_peak_bytes", 0), cost.peak_bytes)
             if part == "train":
                 own |= {"peak_bytes": cost.peak_bytes, "bytes": cost.bytes}
                 own |= {} if cost.trained is None else {"trained": cost.trained}
-        if all(spent):  # 0 where a step was made before this was counted
-            own["cpu_seconds"] = sum(spent)
-        own["seconds"] = own["identify_seconds"] + own["map_seconds"] + own["train_seconds"]
         each += own.items()
     return {name: interval(values) for name, values in grouped(each).items()}
 
@@ -239,7 +235,6 @@ def _evaluations(run: FinishedRun) -> tuple[EvaluationRecord, ...]:
 
 
 def _tuned(run: FinishedRun) -> dict[str, dict[float, list[FinishedCell]]]:
-    """Method → rate, lowest first → its models."""
     cells = sorted((one for one in run.cells if one.record.axis == TUNING), key=lambda one: one.record.value)
     return {method: grouped((cell.record.value, cell) for cell in own) for method, own in _by_method(cells).items()}
 

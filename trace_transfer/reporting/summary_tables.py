@@ -77,7 +77,6 @@ def measures(summary: Summary, *, note: bool = True) -> Table:
 
 
 def differences(summary: Summary) -> Table:
-    """Each method minus the reference."""
     rows: Rows = [
         (one.name, *_measured(summary, one.differences, signed=True)) for one in summary.methods if one.differences
     ]
@@ -94,7 +93,6 @@ def differences(summary: Summary) -> Table:
 
 
 def details(summary: Summary) -> Table:
-    """Each difference in full."""
     records = summary.columns
     rows: Rows = []
     for one in summary.methods:
@@ -113,7 +111,6 @@ def details(summary: Summary) -> Table:
 
 
 def questions(summary: Summary) -> Table:
-    """What the run was asked, and the differences that answer it."""
     shares = summary.measures_are_shares
     rows = [
         (one.question, f"{summary.title(one.method)} − {summary.title(one.other)}",
@@ -134,7 +131,6 @@ def questions(summary: Summary) -> Table:
 
 
 def tuning(summary: Summary) -> Table:
-    """What each learning rate came to, and which were chosen."""
     rows: Rows = []
     shares = summary.measures_are_shares
     for one in summary.tuning.methods if summary.tuning else ():
@@ -153,7 +149,6 @@ def tuning(summary: Summary) -> Table:
 
 
 def times(summary: Summary) -> Table:
-    """What each method took, by what for."""
     where = [NOTHING if one.needs == "none" else one.needs for one in summary.methods]
     header, cells = _cost_columns(summary, TIME_COLUMNS)
     rows = tuple(zip((one.name for one in summary.methods), where, *cells, strict=True))
@@ -162,7 +157,6 @@ def times(summary: Summary) -> Table:
 
 
 def sizes(summary: Summary) -> Table:
-    """Memory, files and trained elements of each method."""
     header, cells = _cost_columns(summary, SIZE_COLUMNS)
     rows = tuple(zip((one.name for one in summary.methods), *cells, strict=True))
     note = "Memory is the largest resident memory of a step's process."
@@ -182,7 +176,6 @@ def _cost_columns(summary: Summary, columns: Mapping[str, tuple[str, Units]]) ->
 
 
 def curves(summary: Summary) -> Table:
-    """Score of each task 0, 1, 2, … stages after it was learned."""
     most = max((len(curve.points) for curve in summary.curves), default=0)
     records = summary.columns
     rows: Rows = []
@@ -199,7 +192,6 @@ def curves(summary: Summary) -> Table:
 
 
 def matrices(summary: Summary) -> tuple[Table, ...]:
-    """For each method the scores after each stage."""
     records = summary.columns
     found = []
     for matrix in summary.matrices:
@@ -215,7 +207,6 @@ def matrices(summary: Summary) -> tuple[Table, ...]:
 
 
 def sweep(summary: Summary, sweep: SweepSummary) -> Table:
-    """A table in the form of the paper's."""
     axis, title, _ = AXES.get(sweep.axis, (sweep.axis, f"Effect of {sweep.axis}", ""))
     reference = _method(summary, summary.reference)
     rows: Rows = [
@@ -286,7 +277,6 @@ def _measure_header(summary: Summary, *, difference: bool = False) -> tuple[str,
 
 
 def _measured(summary: Summary, found: Mapping[str, Interval], *, signed: bool = False) -> tuple[Cell, ...]:
-    """A cell of each measure; all but the average and forgetting are written with their sign."""
     return tuple(
         number(found[one.name], summary.measures_are_shares,
                signed=signed or one.name not in ("average", "forgetting")) if one.name in found else NOTHING

@@ -1,6 +1,6 @@
 """What a run's numbers say, in plain words: a headline, answers to what its methods can answer, and notes.
 
-Works on a summary alone. `verdict` decides what a difference says; all sentences and tables read it. Where nothing was
+Works on a summary alone. `judged` decides what a difference says; all sentences and tables read it. Where nothing was
 found, the interval beside the answer says how large a difference it still allows: that is no proof of none.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from trace_transfer.reporting import numbers
 from trace_transfer.reporting.continual import Found
+from trace_transfer.reporting.finished_run import grouped
 from trace_transfer.reporting.intervals import MIN_VALUES, holm, smallest_found
 from trace_transfer.reporting.records import (
     MATCHED,
@@ -28,6 +29,7 @@ SEQUENTIAL, FORGETS, LEARNS = "sequential", "backward_transfer", "learning"
 CARRIED = ("transfer-lf", "transfer-cs", "transfer-lf-core", "transfer-cs-core")
 NATIVE = ("trace-lf", "trace-cs", "trace-lf-rows", "trace-snr", "trace-snr-rows", "trace-snr-parameters")
 MASKED = (*NATIVE, *CARRIED)
+BEST = (NATIVE[0], CARRIED[0])  # of each kind the one that the paper proposes
 # Method → the same scores, of core sets that are identified on the target itself.
 TWINS = {name: f"trace-{name.split('-')[1]}" for name in CARRIED}
 WORDS: dict[Verdict | None, str] = {
@@ -39,7 +41,6 @@ WORDS: dict[Verdict | None, str] = {
     "unknown": "too few seeds",
 }
 
-
 Ask = Callable[[str, str, str], Found]  # method, other, measure
 Pairs = tuple[tuple[str, str], ...]  # method and other; those that a run lacks are left out
 
@@ -49,16 +50,13 @@ def _against(other: str, methods: tuple[str, ...]) -> Pairs:
 
 
 QUESTIONS: tuple[tuple[str, str, Pairs], ...] = (  # question, measure, pairs
-    ("Does training the core sets alone lose less than training everything?", FORGETS,
-             _against(SEQUENTIAL, MASKED)),
+    ("Does training the core sets alone lose less than training everything?", FORGETS, _against(SEQUENTIAL, MASKED)),
     ("Does it lose less where both learn as much?", MATCHED, _against(SEQUENTIAL, MASKED)),
     ("Do core sets learn as much as training everything?", LEARNS, _against(SEQUENTIAL, MASKED)),
     ("Do core sets end higher than training everything?", "average", _against(SEQUENTIAL, MASKED)),
     ("Do core sets end higher than adapters?", "average", _against("lora", MASKED)),
-    ("Do core sets end higher than training all tasks at once?", "average",
-             _against("joint", MASKED[:1] + CARRIED[:1])),
-    ("Do core sets end higher than replaying earlier tasks?", "average",
-             _against("dmt", MASKED[:1] + CARRIED[:1])),
+    ("Do core sets end higher than training all tasks at once?", "average", _against("joint", BEST)),
+    ("Do core sets end higher than replaying earlier tasks?", "average", _against("dmt", BEST)),
     ("Is a core set better than a random set?", "average", _against("random", MASKED)),
     ("Is a core set better than a random set of its own kind?", "average",
              (("trace-lf", "random-tensors"), ("trace-lf-rows", "random-rows"), ("trace-snr-rows", "random-rows"),
@@ -68,41 +66,34 @@ QUESTIONS: tuple[tuple[str, str, Pairs], ...] = (  # question, measure, pairs
     ("Is a core set better than norms, or head and norms, and random tensors?", "average",
              (*_against("norms-random", MASKED), *_against("head-norms-random", MASKED))),
     ("Is a core set better than whole layers?", "average",
-             (*_against("first", MASKED[:1] + CARRIED[:1]), *_against("last", MASKED[:1] + CARRIED[:1]))),
+             (*_against("first", BEST), *_against("last", BEST))),
     ("Is matching layers by CKA better than a map in proportion to depth?", "average",
              _against("depth-map", CARRIED[:1])),
-    ("Is matching layers by CKA better than a shuffled map?", "average",
-             _against("shuffled-map", CARRIED[:1])),
-    ("Does a carried core set match one that was identified on the target?", "average",
-             tuple(TWINS.items())),
+    ("Is matching layers by CKA better than a shuffled map?", "average", _against("shuffled-map", CARRIED[:1])),
+    ("Does a carried core set match one that was identified on the target?", "average", tuple(TWINS.items())),
     ("Is carrying scores better than carrying the set?", "average",
              (("transfer-lf", "transfer-lf-core"), ("transfer-cs", "transfer-cs-core"))),
 )  # fmt: skip
 
 
-def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
-    """What a difference says; the one place that decides it.
+def judged(difference: Interval, p_adjusted: float | None = None, *, higher_is_better: bool = True) -> Interval:
+    """A difference with its adjusted p and its verdict; the one place that decides it.
 
     `better` and `worse` ask for an interval without 0 *and*, where other things were asked beside it, an adjusted p
     below 0.05; `chance` has the first alone. `undecided`: 0 is in the interval; `equal`: it is all of it (two maps that
     choose the same layers train the same); `unknown`: too few seeds for an interval.
     """
     low, high = difference.low, difference.high
+    verdict: Verdict = "better" if (difference.mean > 0) == higher_is_better else "worse"
     if low is None or high is None:
-        return "unknown"
-    if low == high == 0:
-        return "equal"
-    if low <= 0 <= high:
-        return "undecided"
-    if difference.p_adjusted is not None and difference.p_adjusted >= ALPHA:
-        return "chance"
-    return "better" if (difference.mean > 0) == higher_is_better else "worse"
-
-
-def judged(difference: Interval, p_adjusted: float | None = None, *, higher_is_better: bool = True) -> Interval:
-    """A difference with its adjusted p and its verdict."""
-    found = difference.model_copy(update={"p_adjusted": p_adjusted})
-    return found.model_copy(update={"verdict": verdict(found, higher_is_better=higher_is_better)})
+        verdict = "unknown"
+    elif low == high == 0:
+        verdict = "equal"
+    elif low <= 0 <= high:
+        verdict = "undecided"
+    elif p_adjusted is not None and p_adjusted >= ALPHA:
+        verdict = "chance"
+    return difference.model_copy(update={"p_adjusted": p_adjusted, "verdict": verdict})
 
 
 def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summary:
@@ -119,7 +110,7 @@ def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summar
         for name, other in pairs:
             found = ask(name, other, measure)
             if found.difference is not None:
-                asked.append(Comparison(question=question, method=name, other=other, measure=measure, answer="",
+                asked.append(Comparison(question=question, method=name, other=other, measure=measure,
                                         difference=found.difference, level=found.level))  # fmt: skip
             elif found.reason:
                 notes.append(f"{_pair(summary, name, other)} at the same learning: {found.reason}.")
@@ -143,13 +134,8 @@ def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summar
     comparisons = []
     for one in asked:
         difference = again(one.difference, one.method, one.other, one.measure)
-        answer = (
-            f"{_pair(summary, one.method, one.other)}, {title_of(summary, one.measure).lower()}: "
-            f"{numbers.amount(difference, summary.measures_are_shares)}, {WORDS[difference.verdict]}"
-        )
         smallest = _smallest(difference, len(tested))
-        update = {"difference": difference, "answer": answer, "smallest_found": smallest}
-        comparisons.append(one.model_copy(update=update))
+        comparisons.append(one.model_copy(update={"difference": difference, "smallest_found": smallest}))
     methods = []
     for method in summary.methods:
         own = {name: again(one, method.method, summary.reference, name) for name, one in method.differences.items()}
@@ -162,7 +148,6 @@ def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summar
 
 
 def title_of(summary: Summary, measure: str) -> str:
-    """A measure in words."""
     return ({one.name: one.title for one in summary.measures} | {MATCHED: "Lost at the same learning"})[measure]
 
 
@@ -198,7 +183,6 @@ def told(summary: Summary, ask: Ask) -> Summary:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """All that a summary says, for a list."""
     answers = [f"{one.question} {one.text}" for one in summary.answers]
     return [*filter(None, (summary.headline, summary.cost, summary.caveat)), *answers, *summary.notes]
 
@@ -260,13 +244,11 @@ def _caveat(summary: Summary, ours: MethodSummary | None, kept: Interval | None,
 
 
 def _cost(ours: MethodSummary, full: MethodSummary) -> str:
-    """The time of both methods."""
-    if "seconds" not in ours.costs or "seconds" not in full.costs:
-        return ""
-    text = f"From task data to the last model it takes {numbers.seconds(ours.costs['seconds'])}"
-    if found := finding(ours):
-        text += f", {numbers.seconds(numbers.single(found))} of them to find its core sets"
-    return f"{text}; {full.name} takes {numbers.seconds(full.costs['seconds'])}."
+    found, whole, other = map(numbers.seconds, (_finding(ours), ours.costs["seconds"], full.costs["seconds"]))
+    return (
+        f"From task data to the last model it takes {whole}, {found} of them to find its core sets; {full.name} takes "
+        f"{other}."
+    )
 
 
 def _forgets(summary: Summary, full: MethodSummary | None) -> Answer | None:
@@ -290,10 +272,10 @@ def _compared(summary: Summary) -> Iterator[Answer]:
         found = [one for one in summary.comparisons if one.question == question]
         pairs = {(one.method, one.other) for one in found}
         with_other = len(pairs) > len({method for method, _ in pairs})
-        groups: dict[Verdict | None, list[str]] = {}
-        for one in found:
-            name = _pair(summary, one.method, one.other) if with_other else summary.title(one.method)
-            groups.setdefault(one.difference.verdict, []).append(name)
+        groups = grouped(
+            (one.difference.verdict, _pair(summary, one.method, one.other) if with_other else summary.title(one.method))
+            for one in found
+        )
         phrases = [f"{WORDS[kind]} for {numbers.listed(groups[kind])}" for kind in WORDS if kind in groups]
         unseen = [one.smallest_found for one in found if one.difference.verdict == "undecided" and one.smallest_found]
         if unseen:
@@ -306,24 +288,22 @@ def _compared(summary: Summary) -> Iterator[Answer]:
         yield Answer(question=question, text=text)
 
 
-def finding(method: MethodSummary) -> float | None:
+def _finding(method: MethodSummary) -> Interval:
     """Seconds from task data to core sets on the target: identification, and match and carrying where there are."""
-    parts = [method.costs[name].mean for name in ("identify_seconds", "map_seconds") if name in method.costs]
-    return sum(parts) or None
+    return numbers.single(method.costs["identify_seconds"].mean + method.costs["map_seconds"].mean)
 
 
 def _saves(methods: dict[str, MethodSummary]) -> Answer | None:
     """What finding core sets takes on the source and on the target; times vary from run to run."""
     parts = []
     for name, twin in TWINS.items():
-        if name not in methods or twin not in methods:
-            continue
-        here, there = finding(methods[name]), finding(methods[twin])
-        if here and there:
-            times = [numbers.seconds(numbers.single(one)) for one in (here, there)]
-            share = f"{abs(1 - here / there):.0%} {'less' if here <= there else 'more'}"
-            told = f"{methods[name].name} {times[0]}, match and carrying included"
-            parts.append(f"{told}, {methods[twin].name} {times[1]} ({share})")
+        if name in methods and twin in methods:
+            here, there = _finding(methods[name]), _finding(methods[twin])
+            more = here.mean / max(there.mean, 1e-9) - 1
+            parts.append(
+                f"{methods[name].name} {numbers.seconds(here)}, match and carrying included, {methods[twin].name} "
+                f"{numbers.seconds(there)} ({abs(more):.0%} {'less' if more <= 0 else 'more'})"
+            )
     if not parts:
         return None
     question = "What does carrying save over finding core sets on the target?"

@@ -49,7 +49,6 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For messages."""
         value = " > ".join(self.value) if isinstance(self.value, tuple) else self.value
         told = f"{self.method.name}, seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")
         return told + (f", {self.axis} {value}" if self.axis else "")
@@ -103,7 +102,6 @@ def cells_of(run: Study, chosen: Mapping[str, float] | None = None) -> tuple[Cel
 
 
 def _cell(run: Study, method: RunMethod, seed: int, number: int, draw: int, rate: float | None) -> Cell:
-    """Of the seed of that number in the list."""
     sections, order = run.sections, run.order(number)
     identify = {**sections["identify"], **method.identify, "seed": seed}
     # Which texts are read is not a matter of the seed; which layers are shuffled is.
@@ -117,7 +115,6 @@ def _cell(run: Study, method: RunMethod, seed: int, number: int, draw: int, rate
 
 
 def _changed(cell: Cell, axis: str, path: str, value: Any) -> Cell:
-    """The same with another value of one setting."""
     changes: dict[str, Any] = {path: value} if path in ("seed", "order") else {}
     places = {"seed": ("identify.seed", "train.seed"), "order": ("train.order",)}.get(path, (path,))
     given = {name: dict(values) for name, values in cell.given.items()}

@@ -186,7 +186,6 @@ class Slurm(Scheduler):
         prepare_directory(self.jobs.directory)
 
     def start(self) -> None:
-        """Submit what has no job."""
         if not self.waiting or self.stop.requested:
             return
         known, new = self.jobs.known(), dict[str, str]()
@@ -226,7 +225,6 @@ class Slurm(Scheduler):
         self.running.append(_Submitted(step, label, found))
 
     def _submit(self, step: Step) -> str:
-        """The id of a new job; a UserError in the scheduler's own words where it is refused."""
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError
 

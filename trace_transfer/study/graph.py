@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import networkx as nx
 
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -23,6 +22,7 @@ from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.continual import best_rate
+from trace_transfer.reporting.finished_run import grouped
 from trace_transfer.reporting.records import TUNING, StepFile
 from trace_transfer.reporting.summarising import final_average
 from trace_transfer.represent.settings import RepresentSettings
@@ -38,14 +38,14 @@ _COLLECTED = ("fisher", "fisher_at", "fisher_examples")
 
 @dataclass(frozen=True)
 class RunGraph:
-    """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell.
+    """All steps of a run, each after what it needs, and the steps of each cell.
 
     Attributes:
         chosen: method → its learning rate, where they are tuned and it is known.
     """
 
     run: Study
-    graph: nx.DiGraph
+    steps: tuple[Step, ...]
     cells: tuple[tuple[Cell, Mapping[str, Step]], ...]
     represent: Step | None
     chosen: Mapping[str, float] = field(default_factory=dict)
@@ -56,16 +56,12 @@ class RunGraph:
         names = tuple(method.name for method in self.run.methods)
         return () if self.run.tuning is None else tuple(name for name in names if name not in self.chosen)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        known = self.graph.nodes
-        return tuple(known[address]["step"] for address in nx.lexicographical_topological_sort(self.graph, self._place))
+    @cached_property
+    def _dependants(self) -> dict[str, list[Step]]:
+        return grouped((needed.address, step) for step in self.steps for needed in step.needs.values())
 
-    def _place(self, address: str) -> int:
-        return int(self.graph.nodes[address]["place"])
-
-    def dependants(self, step: Step) -> tuple[Step, ...]:
-        return tuple(self.graph.nodes[address]["step"] for address in self.graph.successors(step.address))
+    def dependants(self, step: Step) -> list[Step]:
+        return self._dependants.get(step.address, [])
 
     def label(self, step: Step) -> str:
         """For messages: the kind, what task it is of, and for which cells it is done."""
@@ -87,10 +83,10 @@ def build_graph(run: Study) -> RunGraph:
     if run.tuning is not None:
         tuned = [(cell, builder.cell(cell)) for cell in cells_of(run) if cell.axis == TUNING]
         chosen = _chosen_rates(run, [one for one in tuned if one[0].seed in run.tuning.seeds])
-        builder.graph = nx.DiGraph()
+        builder.steps = {}
     cells = tuple((cell, builder.cell(cell)) for cell in cells_of(run, chosen))
     represent = builder.represent(cells)
-    return RunGraph(run, builder.graph, cells, represent, chosen)
+    return RunGraph(run, tuple(builder.steps.values()), cells, represent, chosen)
 
 
 def _chosen_rates(run: Study, cells: list[tuple[Cell, dict[str, Step]]]) -> dict[str, float]:
@@ -119,7 +115,7 @@ class _Builder:
     """Makes steps, and makes each only once."""
 
     def __init__(self, run: Study) -> None:
-        self.run, self.graph = run, nx.DiGraph()
+        self.run, self.steps = run, dict[str, Step]()  # by their addresses
         self.contents: dict[str, dict[str, str]] = {}
         self.tasks: dict[str, dict[str, Any]] = {}  # what decides of each task …
         self.specs: dict[str, dict[str, Any]] = {}  # … and where its data lie
@@ -133,7 +129,6 @@ class _Builder:
         self.rules = {f"rules {number}": _hash_of(Path(path)) for number, path in enumerate(run.rules)}
 
     def cell(self, cell: Cell) -> dict[str, Step]:
-        """The steps of one cell by what they are for."""
         steps: dict[str, Step] = {}
         model = {"source": self.run.source, "target": self.run.target}.get(cell.method.needs)
         cores = None
@@ -153,7 +148,6 @@ class _Builder:
         return steps
 
     def represent(self, cells: tuple[tuple[Cell, Mapping[str, Step]], ...]) -> Step | None:
-        """Embeddings of the base and of the last states of some methods with the first seed."""
         first = {cell.method.name: steps["train"] for cell, steps in reversed(cells) if cell.axis is None}
         if not self.run.represent or any(name not in first for name in self.run.represent):
             return None
@@ -166,7 +160,6 @@ class _Builder:
         )  # fmt: skip
 
     def _identify(self, cell: Cell, model: str) -> dict[str, Step]:
-        """Core sets of one model: with a warm start of each task, or of the examples themselves."""
         score, start, inputs = cell.identify.score, cell.identify.warm_start, self._of_model("model", model)
         asked = {"model": model, "given": plain(cell.given["identify"])}
         every = {**asked, "tasks": list(self.specs.values())}
@@ -213,7 +206,6 @@ class _Builder:
         )  # fmt: skip
 
     def _evaluate(self, train: Step) -> dict[str, Step]:
-        """Of the base, which all share, and of each stage of a training."""
         suite, given = self.run.suite, dict(self.run.sections["evaluate"])
         specs, found = [spec.model_dump(mode="json", exclude_unset=True) for spec in suite.specs], []
         for spec, item in zip(suite.specs, specs, strict=True):
@@ -246,12 +238,7 @@ class _Builder:
     ) -> Step:  # fmt: skip
         rules = {"rules": [str(Path(path).absolute()) for path in self.run.rules]}
         step = Step(kind, settings, inputs, needs, {**rules, **arguments}, keeps)
-        if step.address in self.graph:
-            known: Step = self.graph.nodes[step.address]["step"]
-            return known
-        self.graph.add_node(step.address, step=step, place=len(self.graph))
-        self.graph.add_edges_from((needed.address, step.address) for needed in needs.values())
-        return step
+        return self.steps.setdefault(step.address, step)
 
 
 def content_of(name: str) -> dict[str, str]:
@@ -268,7 +255,6 @@ def content_of(name: str) -> dict[str, str]:
 
 
 def _hash_of(path: Path) -> str:
-    """Of a file, or of all files of a directory."""
     if path.is_file():
         return sha256_file(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -46,7 +46,6 @@ class RunMethod:
 
 
 def _methods() -> Iterator[RunMethod]:
-    """All, in the order in which they are listed."""
     for name, title, what in (
         ("sequential", "Sequential", "everything, task after task"),
         ("joint", "Joint", "everything, all tasks mixed: no order, nothing to forget"),
@@ -111,14 +110,10 @@ AXES = {
     "seed": "seed",
     "order": "order",
 }
-_BY_METHOD = "is set by the methods; leave it out"
-_PER_CELL = "is set for each cell (`seeds:`, `orders:`); leave it out"
 _TAKEN = {
-    "identify": {"method": _BY_METHOD, "seed": _PER_CELL},
-    "map": {"carry": _BY_METHOD, "cache": "is in the run's own directory; leave it out", "rules": "stands at the top"},
-    "train": {"method": _BY_METHOD, "seed": _PER_CELL, "order": _PER_CELL},
-    "evaluate": {},
-    "represent": {},
+    "identify": ("method", "seed"),
+    "map": ("carry", "cache", "rules"),
+    "train": ("method", "seed", "order"),
 }
 SECTIONS: dict[str, type[Settings]] = {
     "identify": IdentifySettings,
@@ -140,8 +135,8 @@ def section_values(section: str, given: Mapping[str, Any], taken: bool = True) -
     problems = unknown_problems(map(str, given), [*known, *(["profile"] if profiles else [])])
     values: dict[str, Any] = {}
     for name, value in given.items():
-        if taken and name in _TAKEN[section]:
-            problems.append(f"{name}: {_TAKEN[section][name]}")
+        if taken and name in _TAKEN.get(section, ()):
+            problems.append(f"{name}: is set by the run: methods, seeds, orders, rules; leave it out")
         elif name == "profile" and profiles:
             values[name] = value
             problems += choice("profile", value, profiles)

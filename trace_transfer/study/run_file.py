@@ -5,8 +5,8 @@ Paths are relative to the file. Reads the file's text and whether the files that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
@@ -15,11 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Gt
 from pydantic import Field
 
-from trace_transfer.data.tasks_file import TaskError, TaskSpec, checked_items, locate
+from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate
 from trace_transfer.errors import UserError, listing
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import Suite, load_suite
-from trace_transfer.files import check_directory
 from trace_transfer.printable import is_name
 from trace_transfer.records import TASK, Name
 from trace_transfer.reporting.numbers import several
@@ -53,10 +52,6 @@ MEASURED: dict[MeasureName, str] = {
     "learning": "Does it learn more",
     "matched_forgetting": "Does it lose less, learning as much,",
 }
-
-
-class RunFileError(UserError):
-    """A run file cannot be used; lists every problem."""
 
 
 # ---- the keys of the file
@@ -154,7 +149,6 @@ class RunTask(TaskSpec):
 
     @property
     def spec(self) -> TaskSpec:
-        """The task as training sees it."""
         return TaskSpec.model_validate(self.model_dump(exclude={"evaluate"}))
 
 
@@ -222,7 +216,6 @@ class Study:
         return tuple(task.name for task in self.tasks)
 
     def resources_of(self, kind: str) -> Resources:
-        """What steps of a kind have."""
         return self.resources.get(kind, self.resources.get(DEFAULT, Resources()))
 
     def processes_of(self, kind: str, *, gpus: bool) -> int:
@@ -231,7 +224,6 @@ class Study:
         return (wanted or self.processes) if kind in LAUNCHED else 1
 
     def gpus_of(self, kind: str) -> int:
-        """GPUs that a step of a kind has, where there are any."""
         wanted = self.resources_of(kind).num_gpus
         return self.processes_of(kind, gpus=True) if wanted is None else wanted
 
@@ -255,18 +247,17 @@ def load_run(path: Path | str, out: Path | None = None) -> Study:
     """Read a run file; `out` is where results go, in place of what the file says.
 
     Raises:
-        RunFileError: everything that is wrong with it, at once.
-        TaskError: it cannot be read, or is not YAML.
+        UserError: it cannot be read, or everything that is wrong with it, at once.
     """
     file = Path(path)
-    content = read_yaml(file, TaskError)
+    content = read_yaml(file)
     if not isinstance(content, dict):
         found = type(content).__name__
-        raise RunFileError(f"{file}: expected keys such as target:, tasks: and methods:, found {found}")
+        raise UserError(f"{file}: expected keys such as target:, tasks: and methods:, found {found}")
     reader = _Reader(file, content)
     run = reader.read(out)
     if run is None or reader.problems:
-        raise RunFileError(f"{file}: {several(len(reader.problems), 'problem')}:\n" + listing(reader.problems))
+        raise UserError(f"{file}: {several(len(reader.problems), 'problem')}:\n" + listing(reader.problems))
     return run
 
 
@@ -277,17 +268,14 @@ class _Reader:
         self.file, self.content, self.problems = file, content, list[str]()
         said = {key: value for key, value in content.items() if value is not None or key not in RunKeys.model_fields}
         self.keys = self._keys(RunKeys, said)
-        for key, what in (("target", "a directory, a GGUF file or a hub name"), ("tasks", "a list"),
-                          ("methods", "a list")):  # fmt: skip
-            if key not in said:
-                self.problems.append(f"{key}: is missing; expected {what}")
+        self.problems += [f"{key}: is missing" for key in ("target", "tasks", "methods") if key not in said]
 
     def _keys(self, kind: type[Any], given: Mapping[str, Any], where: str = "") -> Any:
         try:
             return kind(**{str(key): value for key, value in given.items()})
         except SettingsError as error:
             self.problems += [where + problem for problem in error.problems]
-            return error.usable
+            return error.usable or kind()
 
     def read(self, out: Path | None) -> Study | None:
         keys = self.keys
@@ -301,12 +289,11 @@ class _Reader:
         sections = {section: self._section(section) for section in SECTIONS}
         names = [method.name for method in methods]
         for key, values in (("seeds", keys.seeds), ("methods", names)):
-            twice = [one for one in dict.fromkeys(values) if values.count(one) > 1]
-            self.problems += [f"{key}: {one!r} stands there twice" for one in twice]
+            self.problems += [f"{key}: {one!r} stands there twice" for one, n in Counter(values).items() if n > 1]
         if suite is not None:
             for task in tasks:
                 self._among(suite.names, task.evaluate or task.name, f"tasks: task '{task.name}': evaluate")
-        place = out or self._out(name)
+        place = out or (locate(keys.out, self.file.parent) if keys.out else Path("runs") / name)
         if not whole or target is None or suite is None:  # what stands on methods and tasks cannot be looked at
             return None
         reference = self._among(names, keys.reference or names[0], "reference")
@@ -391,11 +378,10 @@ class _Reader:
         if len(self.problems) > before:
             return []
         base = METHODS[keys.like]
-        title, what = keys.name, f"{base.what}, with other settings"
-        if keys.name == base.name:
-            title, what = base.title, base.what
         sections: dict[str, Any] = {part: {**getattr(base, part), **values} for part, values in parts.items()}
-        return [replace(base, name=keys.name, title=keys.title or title, what=keys.what or what, **sections)]
+        title = keys.title or (base.title if keys.name == base.name else keys.name)
+        what = keys.what or f"{base.what}, with other settings"
+        return [replace(base, name=keys.name, title=title, what=what, **sections)]
 
     def _values(self, section: str, given: Any, where: str = "", taken: bool = True) -> dict[str, Any]:
         values, problems = section_values(section, given, taken)
@@ -412,28 +398,17 @@ class _Reader:
             values["probe"] = str(beside) if beside.exists() else values["probe"]
         return values
 
-    def _out(self, name: str) -> Path:
-        place = locate(self.keys.out, self.file.parent) if self.keys.out else Path("runs") / name
-        try:
-            return check_directory(place)
-        except UserError as error:
-            self.problems.append(f"out: {error}")
-            return place
-
     def _resources(self) -> dict[str, Resources]:
-        """Of each kind that has its own, and the default; none where the file says nothing."""
         given: Mapping[str, Mapping[str, Any]] = self.keys.resources
         if not given:
             return {}
         self._among((DEFAULT, *VERSIONS), list(given), "resources")
-        default = given.get(DEFAULT, {})
-        found = {DEFAULT: self._keys(Resources, default, f"resources.{DEFAULT}.")}
-        for kind in given.keys() & VERSIONS.keys():
-            self._keys(Resources, given[kind], f"resources.{kind}.")
-            both = {**default, **given[kind]}
-            with suppress(SettingsError, TypeError):  # told above
-                both["sbatch"] = {**default.get("sbatch", {}), **given[kind].get("sbatch", {})}
-                found[kind] = Resources(**both)
+        default = self._keys(Resources, given.get(DEFAULT, {}), f"resources.{DEFAULT}.")
+        found = {DEFAULT: default}
+        for kind in [one for one in given if one != DEFAULT]:
+            keys = self._keys(Resources, given[kind], f"resources.{kind}.")
+            own = {name: getattr(keys, name) for name in keys.model_fields_set}
+            found[kind] = default.model_copy(update={**own, "sbatch": {**default.sbatch, **keys.sbatch}})
         return found
 
     def _sweep(self, run: Study, axis: str, item: Any) -> Sweep | None:

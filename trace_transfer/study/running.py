@@ -29,13 +29,13 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import held, prepare_directory, remove_leftovers, write_text
 from trace_transfer.identification.scoring import check_settings
-from trace_transfer.launching import excess_of, num_cores, num_gpus, place_among_ranks
+from trace_transfer.launching import excess_of, num_cores, num_gpus
 from trace_transfer.models.running import resolve_device
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.finished_run import read_run
 from trace_transfer.reporting.numbers import several
 from trace_transfer.reporting.records import CellRecord, MethodRecord, RunFile, StepFile, Summary, Tuning
-from trace_transfer.reporting.report import HTML, MARKDOWN, write_pages
+from trace_transfer.reporting.report import write_pages
 from trace_transfer.reporting.summarising import summarise
 from trace_transfer.reporting.summary_tables import tables
 from trace_transfer.represent.settings import RepresentSettings
@@ -186,7 +186,6 @@ class Scheduler(ABC):
             raise StopRequested(self.going_on.format(steps=several(len(self.waiting), "step")))
 
     def done(self, step: Step) -> None:
-        """Note that it is finished."""
         self.finished.add(step.address)
         for one in (step, *step.needs.values()):
             self._let_go(one)
@@ -325,28 +324,20 @@ def run_to_the_end(
     scheduler: type[Scheduler] = Here,
 ) -> Finished:  # fmt: skip
     """Check everything if anything is to be run, run it, and write what it says; raises as `run_graph`."""
-    if (place := place_among_ranks()).size > 1:
-        raise UserError(
-            f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
-            f"and say processes: {place.size} in {graph.run.file}"
-        )
     scheduler.require()
-    out, anew = graph.run.out, any(one.record is None for one in status)
-    if anew:
+    out = graph.run.out
+    if any(one.record is None for one in status):
         check_plan(graph, elsewhere=scheduler is not Here)
     with held(out):
         record = run_graph(graph, status, out, display, stop, scheduler)
         run = read_run(out)
         summary = summarise(run)
-        files = (out / HTML, out / MARKDOWN, out / SUMMARY)
-        if anew or not all(file.is_file() for file in files):
-            directory = prepare_directory(out / TABLES)
-            for number, table in enumerate(tables(summary), start=1):
-                name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
-                write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
-            write_pages(run, summary, out)
-            write_text(out / SUMMARY, to_json(summary))
-        return Finished(record, summary, files)
+        directory = prepare_directory(out / TABLES)
+        for number, table in enumerate(tables(summary), start=1):
+            name = "".join(c if c.isalnum() else "-" for c in table.title.lower()).strip("-")
+            write_text(directory / f"{number:02d}-{name}.csv", to_csv(table))
+        write_text(out / SUMMARY, to_json(summary))
+        return Finished(record, summary, (*write_pages(run, summary, out), out / SUMMARY))
 
 
 def run_graph(
@@ -376,7 +367,6 @@ def run_graph(
 
 
 def _run_record(graph: RunGraph) -> RunFile:
-    """`run.json`: what a report needs to find."""
     run = graph.run
     cells = [
         CellRecord(

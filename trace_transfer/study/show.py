@@ -77,7 +77,6 @@ def _job_lines(graph: RunGraph, todo: Sequence[Step]) -> list[str]:
 
 
 def render_run(summary: Summary, files: Sequence[Path]) -> str:
-    """The short tables of a finished run, what they say, and where the report is."""
     lines = [to_text(table) for table in short_tables(summary)]
     lines += [*(f"- {sentence}" for sentence in sentences(summary)), "", *map(str, files)]
     return "\n".join(lines)
@@ -94,7 +93,6 @@ class _AtWork:
 
     @property
     def text(self) -> str:
-        """What it does now, in a line."""
         now = self.at.text if isinstance(self.at, Counted) else self.at or f"at work, {passed(self.begun)}"
         return f"{self.label}: {now}"
 

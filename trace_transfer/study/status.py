@@ -152,15 +152,14 @@ def _past(graph: RunGraph, out: Path) -> dict[str, list[StepFile]]:
 
 
 def _why(step: Step, past: Sequence[StepFile]) -> str:
-    """What differs from the nearest that was done before."""
     nearest = min((differences(record, step) for record in past), key=len, default=["not run yet"])
     return "; ".join(nearest[:SHOWN]) + (f"; {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else "")
 
 
 def differences(record: StepFile, step: Step) -> list[str]:
     """What makes a step another one than that of a record, a line for each setting and input."""
-    told = [f"{key}: {old} → {new}" for key, old, new in side_by_side(flat(record.settings), flat(step.settings))
-            if old != new]  # fmt: skip
+    both = side_by_side(flat(record.settings), flat(step.settings))
+    told = [f"{key}: {old} → {new}" for key, old, new in both if old != new]
     inputs = step.all_inputs
     for name in sorted({*inputs, *record.inputs}):
         if (old := record.inputs.get(name)) != (new := inputs.get(name)):

@@ -64,12 +64,10 @@ class Step:
 
     @property
     def all_inputs(self) -> dict[str, str]:
-        """Hashes of files and models, and the addresses of other steps."""
         return {**self.inputs, **{name: step.address for name, step in self.needs.items()}}
 
     @property
     def directory(self) -> str:
-        """Relative to the run's."""
         return f"steps/{self.kind}-{self.address[:SHORT]}"
 
     def ticket(self, out: Path) -> Ticket:
@@ -116,11 +114,9 @@ class Ticket:
 
     @property
     def given(self) -> dict[str, Any]:
-        """Settings as they were given."""
         return dict(self.arguments["given"])
 
     def before(self, name: str) -> Path:
-        """The directory of a step that it needs."""
         return Path(self.needs[name])
 
 
@@ -158,7 +154,6 @@ class Resources(Settings):
 
     @property
     def num_gpus(self) -> int | None:
-        """Of all nodes."""
         return None if self.gpus is None else self.gpus * self.nodes
 
     @property

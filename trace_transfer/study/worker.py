@@ -220,7 +220,6 @@ def last_lines(log: Path, start: int = 0) -> list[str]:
 
 
 def _finish(ticket: Ticket, times: Times) -> None:
-    """Hash what the step wrote, and say that it is finished."""
     directory, files = ticket.directory, files_of(ticket.directory)
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     made = StepFile(
