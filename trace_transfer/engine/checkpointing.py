@@ -46,14 +46,12 @@ States = Iterable[tuple[str, Mapping[str, Tensor]]]
 
 
 class Step(NamedTuple):
-    """One optimizer step.
+    """One optimizer step, counted from 1.
 
     Attributes:
-        step: counted from 1.
         loss: mean cross-entropy of the supervised tokens of the global batch before the step, in nats.
         grad_norm: of the whole gradient, before it is clipped.
-        tokens: read in this step, padding not counted.
-        supervised: tokens that were learned from.
+        tokens: read in this step, padding not counted; of those `supervised` were learned from.
     """
 
     step: int
@@ -65,8 +63,6 @@ class Step(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One task's line of `eval.csv`."""
-
     step: int
     task: str
     loss: FiniteFloat
@@ -105,10 +101,10 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _rows(file: Path, columns: Sequence[str], kind: TypeAdapter[list[Any]]) -> list[Any]:
-    head, *lines, last = read_text(file, TrainingError).split("\n")
+    head, *lines = read_text(file, TrainingError).split("\n")
     with suppress(ValidationError):
-        rows = kind.validate_python([line.split(",") for line in lines])
-        if (head, last) == (",".join(columns), ""):
+        rows = kind.validate_python([line.split(",") for line in lines[:-1]])
+        if head == ",".join(columns) and lines[-1:] == [""]:
             return rows
     raise TrainingError(f"{file}: damaged; expected whole lines of {', '.join(columns)}")
 
@@ -119,8 +115,6 @@ def add_step(directory: Path, step: Step) -> None:
 
 
 class _Record(BaseModel):
-    """`checkpoint.json`, of what is needed."""
-
     format: Literal["trace-transfer/training-checkpoint"]
     version: Literal[1]
     identity: dict[str, Any]
@@ -131,8 +125,6 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint on the disk."""
-
     path: Path
     identity: Identity
     steps: tuple[Step, ...]

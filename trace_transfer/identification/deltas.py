@@ -129,8 +129,6 @@ class DeltaSource:
 
 @dataclass(frozen=True)
 class DeltaPlan:
-    """A base and the deltas to be compared, all opened, headers only."""
-
     base: OpenModel
     base_weights: Checkpoint
     sources: tuple[DeltaSource, ...]

@@ -33,9 +33,8 @@ LAYER, SMALLEST, LARGEST = 15, 190, 760  # px of a layer, of all of them
 GAP, PAIR_GAP = 14, 44  # px between the panels of a pair, between pairs
 DOT = 0.55  # diameter of the dot of an entirely core cell, of the cell's shorter side
 CAPTION = (
-    "Each cell is the score of a module's weight (a bias is named when you point at it): layers upwards from 0, "
-    "modules to the right. All warm-start lengths of a task share one scale, from the least to the largest score in "
-    "its layers; what is outside them may lie beyond it. A few large scores can leave all others dark: ranks show "
+    "Each cell is the score of a module's weight: layers upwards from 0, modules to the right. All warm-start lengths "
+    "of a task share the scale of the scores in its layers. A few large scores can leave all others dark: ranks show "
     "those. A dot marks what is core, a small one what is core in part; grey cells have no score. Point at a cell for "
     "its tensor, score and rank; drag to enlarge, double-click to go back. "
 )

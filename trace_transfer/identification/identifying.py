@@ -40,8 +40,6 @@ STABILITY = "stability.json"
 
 @dataclass(frozen=True)
 class Identified:
-    """Core files of all tasks, their stability where it is known, what to be warned of, and the files written."""
-
     cores: tuple[CoreFile, ...]
     stability: StabilityFile | None
     warnings: tuple[str, ...]

@@ -56,8 +56,6 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class WarmStartPlan:
-    """All warm starts of a run, and which of them are finished."""
-
     base: OpenModel
     opened: OpenedBase
     settings: WarmStartSettings

@@ -49,8 +49,6 @@ class Stage:
 
 @dataclass(frozen=True)
 class Stream:
-    """What a method lays out: the tasks in the order of training, checked."""
-
     settings: StreamSettings
     tasks: tuple[TaskData, ...]
     cores: Mapping[str, CoreFile]

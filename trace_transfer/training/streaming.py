@@ -93,9 +93,11 @@ class StreamPlan:
         return dtype_name(resolve_precision(self.settings.train))
 
     def adapted(self, number: int, start: StartingPoint, carried: Path | None = None) -> AdaptedModel:
-        """A stage's adapters; each stage that begins new ones draws others."""
-        settings = self.settings
-        return AdaptedModel(start, settings.lora_rank, settings.lora_alpha, settings.train.seed + number, carried)
+        settings, seed = (
+            self.settings,
+            self.settings.train.seed + number,
+        )  # each stage draws others
+        return AdaptedModel(start, settings.lora_rank, settings.lora_alpha, seed, carried)
 
     @cached_property
     def adapters(self) -> AdaptedModel | None:
@@ -196,8 +198,6 @@ def needed_space(plan: StreamPlan) -> int:
 
 @dataclass(frozen=True)
 class Streamed:
-    """What a stream left: its record, the proof, and the files."""
-
     record: StreamFile
     verification: Verification
     files: tuple[Path, ...]
