@@ -58,9 +58,9 @@ def count(number: float) -> str:
     return f"{number:,.0f}" if unit is None else f"{number / unit[0]:,.1f} {unit[1]}"
 
 
-def several(number: int, word: str) -> str:
+def several(number: int, word: str, plural: str | None = None) -> str:
     """`1 seed`, `5 seeds`."""
-    return f"{number:,} {word if number == 1 else word + 's'}"
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:

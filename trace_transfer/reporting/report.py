@@ -59,14 +59,14 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path,
     matches = [first for first, *_ in grouped((one.match.policy, one) for one in run.matches).values()]
     cores = _first_cores(run)
     importance = _importance(run, cores)
-    shown = {
+    drawn: dict[str, list[Plot]] = {
         "plot-front": plots.front(summary),
         "plot-curves": plots.curves(summary),
         **{place(f"plot-sweep-{one.axis}"): plots.sweep(summary, one) for one in summary.sweeps},
         "plot-layers": [_match_plot(run, one) for one in matches],
         "plot-importance": importance,
     }  # fmt: skip
-    shown = {name: found for name, found in shown.items() if found}
+    shown = {name: found for name, found in drawn.items() if found}
     representation, held_pictures = None, {}
     if run.representation is not None:
         where, file, png = run.representation
