@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -98,12 +99,18 @@ def noted_interruption() -> Iterator[Callable[[], bool]]:
         _noted.append(number)
         signal.default_int_handler(number, frame)
 
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            as_always(error)
+
     by_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    as_always, sys.unraisablehook = sys.unraisablehook, unraisable
     _noted.clear()
     try:
         with handling([signal.SIGINT] if by_python else [], note):
             yield lambda: bool(_noted)
     finally:
+        sys.unraisablehook = as_always
         _noted.clear()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from trace_transfer.errors import ArtefactError
 from trace_transfer.files import SIZES
 from trace_transfer.reporting.numbers import TIMES, Units, measured, number, several, single, unit_of
 from trace_transfer.reporting.records import EvaluationRecord, Interval, MethodSummary, Summary, SweepSummary
@@ -256,7 +257,10 @@ def _base_cells(summary: Summary) -> tuple[Cell, ...]:
 
 
 def _method(summary: Summary, name: str) -> MethodSummary:
-    return next(one for one in summary.methods if one.method == name)
+    found = next((one for one in summary.methods if one.method == name), None)
+    if found is None:
+        raise ArtefactError(f"damaged: it names the method {name}, and has nothing of it")
+    return found
 
 
 def _unit(record: EvaluationRecord) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import networkx as nx
 
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.evaluation.settings import EvaluateSettings
@@ -22,7 +23,6 @@ from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
 from trace_transfer.records import read_artefact
 from trace_transfer.reporting.continual import best_rate
-from trace_transfer.reporting.finished_run import grouped
 from trace_transfer.reporting.records import TUNING, StepFile
 from trace_transfer.reporting.summarising import final_average
 from trace_transfer.represent.settings import RepresentSettings
@@ -38,14 +38,14 @@ _COLLECTED = ("fisher", "fisher_at", "fisher_examples")
 
 @dataclass(frozen=True)
 class RunGraph:
-    """All steps of a run, each after what it needs, and the steps of each cell.
+    """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell.
 
     Attributes:
         chosen: method → its learning rate, where they are tuned and it is known.
     """
 
     run: Study
-    steps: tuple[Step, ...]
+    graph: nx.DiGraph
     cells: tuple[tuple[Cell, Mapping[str, Step]], ...]
     represent: Step | None
     chosen: Mapping[str, float] = field(default_factory=dict)
@@ -56,12 +56,14 @@ class RunGraph:
         names = tuple(method.name for method in self.run.methods)
         return () if self.run.tuning is None else tuple(name for name in names if name not in self.chosen)
 
-    @cached_property
-    def _dependants(self) -> dict[str, list[Step]]:
-        return grouped((needed.address, step) for step in self.steps for needed in step.needs.values())
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        known = self.graph.nodes
+        order = nx.lexicographical_topological_sort(self.graph, lambda address: known[address]["place"])
+        return tuple(known[address]["step"] for address in order)
 
-    def dependants(self, step: Step) -> list[Step]:
-        return self._dependants.get(step.address, [])
+    def dependants(self, step: Step) -> tuple[Step, ...]:
+        return tuple(self.graph.nodes[address]["step"] for address in self.graph.successors(step.address))
 
     def label(self, step: Step) -> str:
         """For messages: the kind, what task it is of, and for which cells it is done."""
@@ -83,10 +85,10 @@ def build_graph(run: Study) -> RunGraph:
     if run.tuning is not None:
         tuned = [(cell, builder.cell(cell)) for cell in cells_of(run) if cell.axis == TUNING]
         chosen = _chosen_rates(run, [one for one in tuned if one[0].seed in run.tuning.seeds])
-        builder.steps = {}
+        builder.graph = nx.DiGraph()
     cells = tuple((cell, builder.cell(cell)) for cell in cells_of(run, chosen))
     represent = builder.represent(cells)
-    return RunGraph(run, tuple(builder.steps.values()), cells, represent, chosen)
+    return RunGraph(run, builder.graph, cells, represent, chosen)
 
 
 def _chosen_rates(run: Study, cells: list[tuple[Cell, dict[str, Step]]]) -> dict[str, float]:
@@ -115,7 +117,7 @@ class _Builder:
     """Makes steps, and makes each only once."""
 
     def __init__(self, run: Study) -> None:
-        self.run, self.steps = run, dict[str, Step]()  # by their addresses
+        self.run, self.graph = run, nx.DiGraph()
         self.contents: dict[str, dict[str, str]] = {}
         self.tasks: dict[str, dict[str, Any]] = {}  # what decides of each task …
         self.specs: dict[str, dict[str, Any]] = {}  # … and where its data lie
@@ -238,7 +240,12 @@ class _Builder:
     ) -> Step:  # fmt: skip
         rules = {"rules": [str(Path(path).absolute()) for path in self.run.rules]}
         step = Step(kind, settings, inputs, needs, {**rules, **arguments}, keeps)
-        return self.steps.setdefault(step.address, step)
+        if step.address in self.graph:
+            known: Step = self.graph.nodes[step.address]["step"]
+            return known
+        self.graph.add_node(step.address, step=step, place=len(self.graph))
+        self.graph.add_edges_from((needed.address, step.address) for needed in needs.values())
+        return step
 
 
 def content_of(name: str) -> dict[str, str]:

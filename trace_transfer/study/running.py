@@ -29,7 +29,7 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import held, prepare_directory, remove_leftovers, write_text
 from trace_transfer.identification.scoring import check_settings
-from trace_transfer.launching import excess_of, num_cores, num_gpus
+from trace_transfer.launching import excess_of, num_cores, num_gpus, place_among_ranks
 from trace_transfer.models.running import resolve_device
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.reporting.finished_run import read_run
@@ -324,6 +324,11 @@ def run_to_the_end(
     scheduler: type[Scheduler] = Here,
 ) -> Finished:  # fmt: skip
     """Check everything if anything is to be run, run it, and write what it says; raises as `run_graph`."""
+    if (place := place_among_ranks()).size > 1:
+        raise UserError(
+            f"a launcher started {place.size} processes of this run, and a run starts its own; start one without it, "
+            f"and say processes: {place.size} in {graph.run.file}"
+        )
     scheduler.require()
     out = graph.run.out
     if any(one.record is None for one in status):

@@ -69,7 +69,7 @@ def draw_stream(page: Page, record: StreamFile) -> None:
          f"{stage.num_elements / total:.2%}")
         for stage in record.stages
     ]  # fmt: skip
-    title = f"Stages ({record.settings['method']}) of {model_line(record.model)}"
+    title = f"Stages ({record.settings.get('method', 'of unknown method')}) of {model_line(record.model)}"
     page.table(("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share"), rows, title)
     for stage in record.stages:
         if stage.evaluations:
