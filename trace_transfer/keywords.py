@@ -95,6 +95,7 @@ class MapKeywords(TypedDict, total=False):
     splits: int
     batch_size: int
     device: str
+    target_device: str | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     attention: str
     seed: int

@@ -23,7 +23,7 @@ from pydantic_core import to_jsonable_python
 
 from trace_transfer.errors import UserError, listing
 
-PAST = {"cache_prefix", "target_device"}  # recorded by earlier versions, and of no influence on results
+PAST = {"cache_prefix"}  # recorded by earlier versions, and of no influence on results
 LARGEST = 2**31 - 1  # what every library below takes
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80

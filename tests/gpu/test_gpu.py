@@ -3,6 +3,8 @@
 The device `cpu` runs the same code in the ordinary tests; `cuda` is left out where there is none.
 """
 
+from threading import Event
+
 import pytest
 import torch
 
@@ -51,7 +53,9 @@ def similarity(models, device, dtype):
     rows = plan_rows(ProbeSet("test", TEXTS), *(load_tokenizer(one.source) for one in opened), num_minibatches=2)
     settings = MapSettings(batch_size=8, cache=None)
     source, target = (
-        read_grams(one, open_checkpoint(one.source), rows, reading, settings, device, dtype, Silent())["stream"]
+        read_grams(one, open_checkpoint(one.source), rows, reading, settings, device, dtype, Silent(), Event()).stacks[
+            "stream"
+        ]
         for one, reading in zip(opened, (rows.source, rows.target), strict=True)
     )
     return debiased_cka(source, target)

@@ -41,6 +41,17 @@ def test_says_what_was_found(result):
     assert match.verdict[:50] in text
 
 
+def test_two_devices_at_once_give_the_same_files(tiny, texts, tmp_path, result):
+    core = texts.with_name("math.core.json")
+    other = map_models(tiny("qwen2"), tiny("gpt2"), core=[core], probe=str(texts), out=tmp_path / "other", cache=None,
+                       device="cpu", target_device="cpu:0")  # fmt: skip
+    assert [file.name for file in other.files] == [file.name for file in result.files]
+    for ours, theirs in zip(result.files, other.files, strict=True):
+        if ours.suffix == ".safetensors":
+            assert ours.read_bytes() == theirs.read_bytes()
+    assert other.match.pairs == result.match.pairs
+
+
 @pytest.mark.parametrize(
     ("policy", "same", "gain", "flips", "verdict"),
     [

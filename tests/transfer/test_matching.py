@@ -6,7 +6,8 @@ import torch
 from tests.run_files import layer_match
 from tests.transfer.stacks import stack_rows
 from trace_transfer.errors import ProbeError
-from trace_transfer.transfer.matching import match_layers
+from trace_transfer.transfer.matching import massive_warnings, match_layers
+from trace_transfer.transfer.probing import Grams
 from trace_transfer.transfer.similarity import GramStack
 
 
@@ -90,6 +91,15 @@ def test_few_texts_and_degenerate_layers_are_told():
     for stacked, policy in ((flat, "argmax"), (stack_rows(rows[::-1], flat.texts), "shuffled")):
         with pytest.raises(ProbeError, match=f"no pair of the {policy} match has a similarity"):
             matched(stacked, stacked, policy)
+
+
+def test_massive_activations_are_named():
+    stack = stack_rows([torch.randn(8, 3)], (torch.arange(8),))
+    grams = Grams({"stream": stack}, {"stream": torch.tensor([[5.0, 0.97], [2.0, 0.1], [5.0, 0.8]])})
+    (warning,) = massive_warnings(grams, "stream", "target")
+    assert "target layers 0, 2" in warning
+    assert "(5)" in warning
+    assert massive_warnings(Grams({}, {"stream": torch.tensor([[5.0, 0.2]])}), "stream", "source") == []
 
 
 def test_a_clear_match_is_stable_and_better_than_depth():

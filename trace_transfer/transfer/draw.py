@@ -244,6 +244,6 @@ def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
     page.table(("", *(model.name for model in models)), rows, "nothing is read or written (--dry-run)")
     page.line(
         f"{sum(plan.rows.sizes):,} rows in {len(plan.rows.sizes)} minibatches from {len(plan.probe.texts)} texts; peak "
-        f"about {size(estimate.peak_bytes)} beside the libraries; on {plan.device} in "
+        f"about {size(estimate.peak_bytes)} beside the libraries; on {', '.join(dict.fromkeys(plan.devices))} in "
         f"{str(plan.dtype).removeprefix('torch.')} at {estimate.flops_per_second / 1e9:,.0f} GFLOP/s."
     )

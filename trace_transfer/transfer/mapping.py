@@ -10,8 +10,12 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -32,16 +36,16 @@ from trace_transfer.files import (
     sha256_text,
     write_text,
 )
-from trace_transfer.models.checkpoints import open_checkpoint
+from trace_transfer.models.checkpoints import Checkpoint, open_checkpoint
 from trace_transfer.models.running import require_attention, resolve_device, resolve_dtype
-from trace_transfer.models.sources import numel
+from trace_transfer.models.sources import build_meta_model, numel
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
 from trace_transfer.records import Strict, library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import HEATMAPS, MATCH, SIMILARITY, write_heatmap
-from trace_transfer.transfer.matching import match_layers
+from trace_transfer.transfer.matching import massive_warnings, match_layers
 from trace_transfer.transfer.policies import Matrix
-from trace_transfer.transfer.probing import REPRESENTATIONS, read_grams
+from trace_transfer.transfer.probing import REPRESENTATIONS, Grams, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import SIMILARITIES, packed_length
@@ -73,8 +77,13 @@ class MapPlan:
     cores: Cores
     probe: ProbeSet
     rows: RowPlan
-    device: str
+    devices: tuple[str, str]
     dtype: torch.dtype
+
+    @property
+    def at_once(self) -> bool:
+        """Whether both models are read at the same time."""
+        return self.devices[0] != self.devices[1]
 
 
 def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], settings: MapSettings) -> MapPlan:
@@ -93,10 +102,11 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     for model, reading in ((source, rows.source), (target, rows.target)):
         require_vocabulary(model.source.name, reading.ids, model.config)
     device = resolve_device(settings.device)
+    other = device if settings.target_device is None else resolve_device(settings.target_device)
     for model in (source, target):
         require_attention(model.config, settings.attention)
     dtype = resolve_dtype(settings.dtype, device)
-    return MapPlan(source, target, opened, probe, rows, device, dtype)
+    return MapPlan(source, target, opened, probe, rows, (device, other), dtype)
 
 
 class ModelEstimate(NamedTuple):
@@ -116,7 +126,7 @@ class MapEstimate(NamedTuple):
 
 def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
     """What a planned run takes, by its configs; learns the machine's speed from a tenth of a second's product."""
-    speed, found = measure_speed(plan.device, plan.dtype), []
+    speed, found = measure_speed(plan.devices[0], plan.dtype), []
     for model, reading in ((plan.source, plan.rows.source), (plan.target, plan.rows.target)):
         prefix = f"{model.anatomy.layer_path}."
         elements: Counter[str] = Counter()  # of each layer
@@ -134,7 +144,7 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
         size = plan.dtype.itemsize
         found.append(ModelEstimate(max(elements.values()) * size, hidden * size, 4 * grams, seconds))
     first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in found)  # the next layer, too
-    peak = max(first, found[0].gram_bytes + second)  # Gram matrices are kept
+    peak = first + second if plan.at_once else max(first, found[0].gram_bytes + second)  # Gram matrices are kept
     return MapEstimate((found[0], found[1]), speed, peak)
 
 
@@ -164,16 +174,11 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
         remove_leftovers(directory)
         if settings.cache is not None:
             prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
-        source, target = (
-            read_grams(model, files, plan.rows, reading, settings, plan.device, plan.dtype, reporter)
-            for model, files, reading in zip(
-                (plan.source, plan.target), weights, (plan.rows.source, plan.rows.target), strict=True
-            )
-        )
+        source, target = _read_both(plan, weights, settings, reporter)
         used = settings.representation
-        with reporter.task("matching layers", len(source)) as advance:
+        with reporter.task("matching layers", len(source.stacks)) as advance:
             match, similarity_ST = match_layers(
-                source[used], target[used], num_splits=settings.splits,
+                source.stacks[used], target.stacks[used], num_splits=settings.splits,
                 source=plan.source.identity, target=plan.target.identity, probe=_probe(plan, settings),
                 similarity=settings.similarity, representation=used, transform=settings.transform,
                 policy=settings.match, settings=settings.recorded(), libraries=library_versions(),
@@ -181,10 +186,12 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
             tensors = {"similarity": torch.from_numpy(similarity_ST)}
             tensors[f"similarity.{used}"] = tensors["similarity"].clone()
             advance()
-            for name in source.keys() - {used}:
+            for name in source.stacks.keys() - {used}:
                 measure = SIMILARITIES[settings.similarity]
-                tensors[f"similarity.{name}"] = measure(source[name], target[name])
+                tensors[f"similarity.{name}"] = measure(source.stacks[name], target.stacks[name])
                 advance()
+        massive = (*massive_warnings(source, used, "source"), *massive_warnings(target, used, "target"))
+        match = match.model_copy(update={"warnings": match.warnings + massive})
         text = to_json(match)
         carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
         carried = carrier.carry_all(plan.cores, settings.carry, settings.ratio)  # before anything is written
@@ -193,6 +200,28 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
         files = [directory / MATCH, directory / SIMILARITY, *_write(directory, carrier, carried)]
         files += write_heatmap(directory)
     return MapResult(plan.source, plan.target, match, similarity_ST, carrier.correspondence, carried, tuple(files))
+
+
+def _read_both(
+    plan: MapPlan, weights: Sequence[Checkpoint], settings: MapSettings, reporter: Reporter
+) -> tuple[Grams, Grams]:
+    """The source here and the target in a thread, where they have two devices; else one after the other."""
+    stopped, models = Event(), (plan.source, plan.target)
+    of_source, of_target = (
+        partial(read_grams, model, files, plan.rows, reading, settings, device, plan.dtype, reporter, stopped)
+        for model, files, reading, device in zip(
+            models, weights, (plan.rows.source, plan.rows.target), plan.devices, strict=True
+        )
+    )
+    if not plan.at_once:
+        return of_source(), of_target()
+    ours, theirs = (build_meta_model(model.config, plan.dtype) for model in models)
+    with ThreadPoolExecutor(max_workers=1) as other:
+        target = other.submit(copy_context().run, of_target, theirs)
+        try:
+            return of_source(ours), target.result()
+        finally:
+            stopped.set()  # what is read for nothing, after Ctrl-C or an error, ends at its next layer
 
 
 def _probe(plan: MapPlan, settings: MapSettings) -> ProbeRecord:

@@ -12,10 +12,12 @@ import numpy as np
 
 from trace_transfer.errors import ProbeError
 from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
+from trace_transfer.transfer.probing import Grams
 from trace_transfer.transfer.records import OFTEN, Depth, LayerMatch, LayerPair, Stability, rated
 from trace_transfer.transfer.similarity import MIN_TEXTS, SIMILARITIES, GramStack, Halves, split_halves
 
 FEW_ROWS = 64
+MASSIVE = 0.5
 
 
 def match_layers(
@@ -148,6 +150,16 @@ def _warnings(
             "on held-out texts the matched layers are not clearly more similar than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): CKA adds little to depth here"
         )
+
+
+def massive_warnings(grams: Grams, representation: str, side: str) -> list[str]:
+    """Say where one dimension carries most of the variance, so that it alone decides what looks alike."""
+    found = {i: int(dim) for i, (dim, share) in enumerate(grams.largest[representation].tolist()) if share > MASSIVE}
+    return [
+        f"massive activations: in {side} layers {_list(list(found))} one dimension "
+        f"({_list(sorted(set(found.values())))}) carries more than {MASSIVE:.0%} of the variance of the "
+        f"{representation} rows and dominates the similarity; compare another --representation"
+    ] * bool(found)
 
 
 def _list(items: Sequence[object]) -> str:

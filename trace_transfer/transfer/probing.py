@@ -1,7 +1,7 @@
 """Read a model on the probe set, layer by layer, and keep the Gram matrices of its layers' rows.
 
 Reads: a model's weights, each once, and a `Reading`. Gives: for each layer the rows of both representations, handed to
-a consumer and forgotten (`read_layers`); from them Gram matrices, cached so that the pass happens once (`read_grams`).
+a consumer and forgotten (`read_layers`); from them `Grams`, cached so that the pass happens once (`read_grams`).
 
 The model is built on the meta device. Its own forward runs once for each micro-batch with layers that only note what
 they are called with, so embeddings, masks and positions are right for every family. Then layer after layer: its
@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -43,9 +44,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 REPRESENTATIONS = ("stream", "update")
-CACHE_VERSION = 3
+CACHE_VERSION = 2
 CACHE_LIMIT = 8 << 30
 DAY = 86_400.0
+LOADING = Lock()  # two models that are read at once are loaded one after the other
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Of one model by representation: the packed Gram matrices of all layers, and float [L, 2], of each layer the
+    dimension with the largest variance over rows, and its share of all variance."""
+
+    stacks: dict[str, GramStack]
+    largest: dict[str, Tensor]
 
 
 def unit_rows(rows_Rd: Tensor) -> Tensor:
@@ -59,11 +70,18 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"unit": unit_rows, "none": 
 
 def read_grams(
     model: OpenModel, checkpoint: Checkpoint, plan: RowPlan, reading: Reading, settings: MapSettings, device: str,
-    dtype: torch.dtype, reporter: Reporter,
-) -> dict[str, GramStack]:  # fmt: skip
-    """Representation → Gram matrices of a model's layers, from the cache or by one pass; raises as `read_layers`."""
+    dtype: torch.dtype, reporter: Reporter, stopped: Event, built: PreTrainedModel | None = None,
+) -> Grams:  # fmt: skip
+    """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`.
+
+    Args:
+        device, dtype: what the settings' come to.
+        stopped: once set, ends the pass.
+        built: the model without weights, made before other threads compute, since making it changes all of torch.
+    """
     num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
     tensors = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
+    tensors |= {f"{name}.largest": torch.empty(num_layers, 2) for name in REPRESENTATIONS}
     file: Path | None = None
     cached = None
     if settings.cache is not None:
@@ -78,14 +96,19 @@ def read_grams(
         with reporter.task(f"reading {model.name}", num_layers) as advance:
 
             def consume(rows: LayerRows) -> None:
+                if stopped.is_set():
+                    raise ModelError(f"{model.name}: its reading was stopped")
                 for name in REPRESENTATIONS:
                     rows_Rd = TRANSFORMS[settings.transform](getattr(rows, name))
                     pack_layer(rows_Rd, plan.sizes, tensors[name][rows.layer])
+                    variance_d = rows_Rd.var(dim=0)
+                    share = variance_d.max() / variance_d.sum().clamp_min(1e-30)
+                    tensors[f"{name}.largest"][rows.layer] = torch.stack([variance_d.argmax().float(), share])
                 advance()
 
             read_layers(
                 model.config, checkpoint, model.anatomy.layer_path, reading, plan.texts_R, consume, name=model.name,
-                batch_size=settings.batch_size, device=device, dtype=dtype, attention=settings.attention,
+                batch_size=settings.batch_size, device=device, dtype=dtype, attention=settings.attention, built=built,
             )  # fmt: skip
         if file is not None:
             try:
@@ -93,7 +116,8 @@ def read_grams(
                 _prune(file.parent)
             except OSError as error:  # a full disk must not cost the pass
                 reporter.note(f"{model.name}: its activations could not be cached ({error.strerror})")
-    return {name: GramStack(tensors[name], plan.texts_R.split(plan.sizes)) for name in REPRESENTATIONS}
+    stacks = {name: GramStack(tensors[name], plan.texts_R.split(plan.sizes)) for name in REPRESENTATIONS}
+    return Grams(stacks, {name: tensors[f"{name}.largest"] for name in REPRESENTATIONS})
 
 
 def _cache_key(
@@ -153,7 +177,7 @@ class _FinishedSignal(Exception):  # noqa: N818 (not an error)
 def read_layers(
     config: PretrainedConfig, checkpoint: Checkpoint, layer_path: str, reading: Reading, texts_R: Tensor,
     consume: Callable[[LayerRows], None], *, name: str, batch_size: int = 16, device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32, attention: str = "auto",
+    dtype: torch.dtype = torch.float32, attention: str = "auto", built: PreTrainedModel | None = None,
 ) -> None:  # fmt: skip
     """Run a model over the probe set and hand each layer's rows to `consume`, first layer first.
 
@@ -167,7 +191,7 @@ def read_layers(
     Raises:
         ModelError: weights or activations that are not finite.
     """
-    model = attend(build_meta_model(config, dtype), attention)
+    model = attend(built or build_meta_model(config, dtype), attention)
     for module in model.modules():  # rotary frequencies and the like; tensors stay on the meta device
         for key, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, key, buffer.to(device))
@@ -175,7 +199,8 @@ def read_layers(
 
     @torch.no_grad()  # which a thread does not inherit
     def bring_in(wanted: Callable[[str], bool]) -> None:
-        checkpoint.load(model, wanted, device, dtype)
+        with LOADING:
+            checkpoint.load(model, wanted, device, dtype)
 
     def submit(index: int) -> Future[None]:
         return reader.submit(bring_in, lambda key: key.startswith(f"{layer_path}.{index}."))

@@ -45,7 +45,7 @@ class MapSettings(Settings):
     """Everything about a run of `map` but its models, core files and output directory."""
 
     PROFILES: ClassVar = PROFILES
-    LATER: ClassVar[frozenset[str]] = frozenset({"attention"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"attention", "target_device"})
 
     GROUP: ClassVar[str] = "Matching"
 
@@ -99,6 +99,10 @@ class MapSettings(Settings):
     )
     batch_size: Count = setting(16, "Texts per forward pass.", group="Hardware")
     device: str = setting("auto", WHICH_DEVICE, group="Hardware")
+    target_device: str | None = setting(
+        None, "Device of the target, such as cuda:1. If it is not that of the source, both models are read at once.",
+        group="Hardware", metavar="NAME",
+    )  # fmt: skip
     dtype: Dtype = setting("auto", WHICH_DTYPE, group="Hardware")
     attention: str = setting("auto", WHICH_ATTENTION, group="Hardware", metavar="NAME")
     seed: Seed = setting(0, "Seed of the rows drawn and of a shuffled match.")
