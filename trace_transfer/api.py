@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trace_transfer.patch.records import Verification
     from trace_transfer.records import Strict
     from trace_transfer.reporting.records import RunFile
+    from trace_transfer.reporting.report import Reported
     from trace_transfer.training.streaming import Streamed
     from trace_transfer.transfer.mapping import MapResult
 
@@ -284,14 +285,16 @@ def run(
     return run_to_the_end(graph, status, Display(), StopSignal(), SCHEDULERS[executor]).record
 
 
-def report(run: AnyPath, *, out: AnyPath | None = None) -> tuple[Path, ...]:
-    """Write what a run found as one self-contained page, report.html, and as report.md; returns both files.
+def report(run: AnyPath, *, out: AnyPath | None = None) -> "Reported":
+    """Write what a run found so far as one self-contained page, report.html, and as report.md.
 
     Args:
-        out: directory for the report; the run's by default.
+        out: directory for the report; the run's by default, which is not to be had while the run is at work there.
+
+    Returns the files, and the steps that are not finished and so not in them.
 
     Examples:
-        >>> page, text = tt.report("runs/study")
+        >>> tt.report("runs/study").files
     """
     from trace_transfer.reporting.report import write_report
 

@@ -113,6 +113,8 @@ def test_lines_that_do_not_meet_are_told():
     reason = cl.matched(fast, slow, (1.0, 2.0), ("fast", "slow")).reason
     assert reason == "fast learns at least 11, and 4 was to be matched"
     assert cl.matched(slow, fast, (2.0, 1.0), ("slow", "fast")).difference is None
+    others = cl.Front(RATES, (100, 101), fast.learned_RS[:, :2], fast.lost_RS[:, :2])
+    assert cl.matched(slow, others, (1.0, 1.0), ("a", "b")).reason == "no seed trained all rates of both"
 
 
 def test_a_line_is_followed_to_the_rate_that_learns_most():

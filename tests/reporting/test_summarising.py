@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -247,6 +248,30 @@ def test_stated_comparisons_are_all_that_is_asked(tuned):
     assert "Where both learn as much, Transfer-LF loses less on average than Sequential" in tuned.headline
     assert any(note.startswith("Joint fine-tuning against Sequential fine-tuning at the same learning: Joint") for note
                in tuned.notes)  # fmt: skip
+
+
+def test_a_tuning_that_is_not_finished(tmp_path):
+    """Compared are the seeds that trained all rates of both methods; a method without its whole line is told."""
+    chosen = {"sequential": 0.5, "transfer-lf": 1.0, "random": 1.0}
+    rates = dict.fromkeys(chosen, (0.5, 1.0, 2.0))
+    run = write_run(tmp_path, methods=tuple(chosen), files=False,
+                    tuning=Tuning(seeds=(100,), rates=rates, chosen=chosen))  # fmt: skip
+    cells = read_run(run).record.cells
+
+    def lose(method, *seeds):
+        for cell in cells:
+            if (cell.method, cell.value) == (method, 2.0) and cell.seed in seeds:
+                shutil.rmtree(run / cell.steps["evaluate"])
+        return summarise(read_run(run))
+
+    found = lose("sequential", 1)
+    (same,) = [one for one in found.comparisons if one.measure == "matched_forgetting"]
+    assert same.difference.num == 5 and len(found.tuning.methods) == 3
+    found = lose("transfer-lf", 100, *SEEDS)
+    assert "Transfer-LF cannot forget, or not all its rates are trained." in "".join(found.notes)
+    assert [len(one.points) for one in found.tuning.methods] == [3, 2, 3] and st.tables(found)
+    edit(run / "run.json", lambda data: data["tuning"]["chosen"].pop("random"))
+    assert [one.method for one in summarise(read_run(run)).tuning.methods] == ["sequential", "transfer-lf"]
 
 
 # ---- tables

@@ -105,7 +105,7 @@ def test_stopped_killed_and_finished(tiny, tmp_path, numbers):
         os.kill(process.pid, number)
         assert ended(process, log) == code and said in log.read_text(), log.read_text()[-2000:]
         wait_for(lambda process=process: processes_of(process.pid) == [], log, 10)
-    assert not (out / "run.json").exists()
+    assert not (out / "report.html").exists()
     if signal.SIGTERM in numbers:
         finish(write_file(file.parent, methods=["sequential"], source=None), out)
         assert (out / "report.html").is_file()

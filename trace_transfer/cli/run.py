@@ -105,14 +105,18 @@ def step_command(ticket: Path) -> None:
 @click.argument("run", type=FILE, metavar="RUN_DIRECTORY")
 @click.option("--out", type=OUT_DIRECTORY, default=None, help="Directory of the report. Default: that of the run.")
 def report_command(run: Path, out: Path | None) -> None:
-    """Write the report of a study again: report.html, one self-contained page, and report.md.
+    """Write the report of a study again: report.html, one self-contained page, and report.md. Of a study that is not
+    finished it has what is; while it runs, name another --out.
 
     \b
         trace-transfer report runs/study
     """
     from trace_transfer.reporting.report import write_report
 
-    for file in write_report(run, out):
+    written = write_report(run, out)
+    if written.unfinished:
+        click.echo(f"! the run is not complete: steps not finished: {len(written.unfinished)}", err=True)
+    for file in written.files:
         click.echo(str(file))
 
 

@@ -123,6 +123,10 @@ class Front:
     learned_RS: Scores
     lost_RS: Scores
 
+    def of_seeds(self, seeds: Sequence[int]) -> Front:
+        places = [self.seeds.index(seed) for seed in seeds]
+        return Front(self.rates, tuple(seeds), self.learned_RS[:, places], self.lost_RS[:, places])
+
     @property
     def reach(self) -> tuple[float, float]:
         """The least and the most that it learns, on average, from its lowest rate to the one that learns most."""
@@ -162,16 +166,19 @@ def matched(ours: Front, theirs: Front, rates: tuple[float, float], names: tuple
     """What a method loses more than another where both learn the lesser of what they learn at their chosen `rates`.
 
     One of them stands at its rate, the other is taken down its line; the reason, with `names`, if it does not reach so.
-    Both have the same seeds.
+    Only the seeds that both have are compared.
     """
-    lines = ours, theirs
+    shared = [seed for seed in ours.seeds if seed in theirs.seeds]
+    if not shared:
+        return Found(None, reason="no seed trained all rates of both")
+    lines = ours.of_seeds(shared), theirs.of_seeds(shared)
     level = float(min(line.learned_RS[line.rates.index(at)].mean() for line, at in zip(lines, rates, strict=True)))
     for line, name in zip(lines, names, strict=True):
         low, high = line.reach
         if not low <= level <= high:
             how = f"at least {low:.4g}" if level < low else f"at most {high:.4g}"
             return Found(None, level, f"{name} learns {how}, and {level:.4g} was to be matched")
-    ours_S, theirs_S = (dict(zip(line.seeds, line.lost_at(level).tolist(), strict=True)) for line in lines)
+    ours_S, theirs_S = (dict(zip(shared, line.lost_at(level).tolist(), strict=True)) for line in lines)
     return Found(paired(ours_S, theirs_S), level)
 
 

@@ -1,8 +1,8 @@
 """A run, read back: its trained models with their scores and costs, and what its steps found.
 
-Reads: `run.json` and, of each cell, `step.json` of all steps that it needed, the scores, layer matches, core files,
-verifications and the representation. Only files with the hash that `step.json` gives are used, and everything that is
-missing or wrong is told at once.
+Reads: `run.json` and, of each cell that is finished, `step.json` of all steps that it needed, the scores, layer
+matches, core files, verifications and the representation. Only files with the hash that `step.json` gives are used, and
+everything that is missing or wrong is told at once. Cells that are not finished are left out.
 """
 
 from __future__ import annotations
@@ -97,12 +97,15 @@ class CoreFound:
 
 @dataclass
 class FinishedRun:
-    """A run; what its steps found is in the order of the cells.
+    """A run as far as it is finished; what its steps found is in the order of the cells.
 
     Attributes:
         directory: as an absolute path.
+        record: `run.json`, with the cells that are finished alone; without any of the reference the first method is it.
         evaluations: the scores of the base in the first cell: names and metrics of the columns.
-        steps: directory → step, of all that the cells needed.
+        steps: directory → step, of all that are finished.
+        unfinished: directories of the other steps.
+        num_left_out: cells that are not finished.
         verified: the uses of trained models in the main comparison, and what moved in them.
         representation: its step's directory, the file, and the PNG if there is one.
     """
@@ -112,6 +115,8 @@ class FinishedRun:
     evaluations: tuple[Score, ...] = ()
     cells: list[FinishedCell] = field(default_factory=list)
     steps: dict[str, StepFile] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+    num_left_out: int = 0
     models: dict[str, ModelIdentity] = field(default_factory=dict)
     matches: list[MatchFound] = field(default_factory=list)
     cores: list[CoreFound] = field(default_factory=list)
@@ -147,12 +152,13 @@ class FinishedRun:
 
 
 def read_run(directory: str | Path) -> FinishedRun:
-    """Read all of a run; one ArtefactError for all files that are missing, changed or of another run."""
+    """Read all of a run that is finished; one ArtefactError for all files that are missing, changed or of another run,
+    a UserError if no cell of the main comparison is finished."""
     directory = Path(directory)
     if not (directory / RUN).is_file():
         raise UserError(
-            f"{directory}: no {RUN} in it, so this is not the directory of a run, or it is not finished; expected what "
-            "`trace-transfer run` leaves"
+            f"{directory}: no {RUN} in it, so this is not the directory of a run; expected what `trace-transfer run` "
+            "leaves"
         )
     reader = _Reader(directory, read_artefact(directory / RUN, RunFile))
     reader.read()
@@ -160,6 +166,11 @@ def read_run(directory: str | Path) -> FinishedRun:
         raise ArtefactError(
             f"{directory}: {several(len(reader.problems), 'problem')}; run it again to make what is missing or was "
             "changed:\n" + listing(list(reader.problems))
+        )
+    if not reader.run.main:
+        raise UserError(
+            f"{directory}: no model of the main comparison is finished, so there is nothing to report yet; steps not "
+            f"finished: {len(reader.run.unfinished)}"
         )
     return reader.run
 
@@ -175,17 +186,25 @@ class _Reader:
         self.problems[problem] = None
 
     def read(self) -> None:
-        run = self.run
-        uses = grouped((place, cell) for cell in run.record.cells for place in dict.fromkeys(cell.steps.values()))
-        represented = run.record.settings.get("represent_step")
-        for place in [*uses, *([represented] if isinstance(represented, str) else [])]:
-            if (step := self._read(f"{place}/{STEP}", StepFile)) is not None:
+        run, whole = self.run, self.run.record
+        represented = whole.settings.get("represent_step")
+        places = [place for cell in whole.cells for place in cell.steps.values()]
+        for place in dict.fromkeys([*places, *([represented] if isinstance(represented, str) else [])]):
+            if not (self.directory / place / STEP).is_file():
+                run.unfinished.append(place)
+            elif (step := self._read(f"{place}/{STEP}", StepFile)) is not None:
                 run.steps[place] = step
+        cells = tuple(cell for cell in whole.cells if not {*cell.steps.values()} & {*run.unfinished})
+        methods = [cell.method for cell in cells if cell.axis is None]
+        reference = whole.reference if whole.reference in methods else next(iter(methods), whole.reference)
+        run.record = whole.model_copy(update={"cells": cells, "reference": reference})
+        run.num_left_out = len(whole.cells) - len(cells)
+        uses = grouped((place, cell) for cell in cells for place in dict.fromkeys(cell.steps.values()))
         for cell in run.record.cells:
             self._add_scores(cell)
         needs = {method.name: method.needs for method in run.record.methods}
-        for place, cells in uses.items():
-            kind, main = run.steps[place].kind if place in run.steps else "", tuple(c for c in cells if c.axis is None)
+        for place, using in uses.items():
+            kind, main = run.steps[place].kind if place in run.steps else "", tuple(c for c in using if c.axis is None)
             if kind == "train" and (verification := self.file(place, "verification.json", Verification)) is not None:
                 run.verified.append((main, verification))
             if kind == "identify" and main:

@@ -123,7 +123,7 @@ def _metric(found: EvaluationRecord) -> str:
 
 def _line(summary: Summary, method: str, points: Sequence[Point], share: bool, shown: Sequence[str]) -> Marks:
     names = {one.method: one.name for one in summary.methods}
-    look, name = styles(list(names))[method], names[method]
+    look, name = styles([*dict.fromkeys([*names, method])])[method], names.get(method, method)
     found = [(at, number(point, share)) for at, point in points]
     places = np.array([(at, point.value) for at, point in found])
     texts = [f"{name}\n{point.text}" for _, point in found]

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, harmonic_mean
@@ -44,11 +45,19 @@ ROLES: dict[Role, str] = {
 }
 
 
-def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
-    """Write the report of the run in a directory, by default into it; returns its files."""
+@dataclass(frozen=True)
+class Reported:
+    """What was written; `unfinished` steps are not in it."""
+
+    files: tuple[Path, ...]
+    unfinished: tuple[str, ...]
+
+
+def write_report(directory: str | Path, out: str | Path | None = None) -> Reported:
+    """Write the report of the run in a directory, by default into it."""
     run = read_run(directory)
     with held(directory if out is None else out) as target:
-        return write_pages(run, summarise(run), target)
+        return Reported(write_pages(run, summarise(run), target), tuple(run.unfinished))
 
 
 def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path, ...]:

@@ -68,7 +68,7 @@ def summarise(run: FinishedRun) -> Summary:
     def ask(name: str, other: str, measure: str) -> Found:
         if measure == MATCHED and name in values and other in values and run.record.tuning:
             if lacking := [run.title(one) for one in (name, other) if one not in fronts]:
-                return Found(None, reason=f"{' and '.join(lacking)} cannot forget")
+                return Found(None, reason=f"{' and '.join(lacking)} cannot forget, or not all its rates are trained")
             rates = run.record.tuning.chosen
             titles = run.title(name), run.title(other)
             return matched(fronts[name], fronts[other], (rates[name], rates[other]), titles)
@@ -240,15 +240,18 @@ def _tuned(run: FinishedRun) -> dict[str, dict[float, list[FinishedCell]]]:
 
 
 def _fronts(run: FinishedRun) -> dict[str, Front]:
-    """Of the methods that can forget; all rates are trained with the same seeds."""
-    fronts = {}
+    """Of the methods that can forget, over the seeds that have every rate."""
+    fronts, tuning = {}, run.record.tuning
     for method, rates in _tuned(run).items():
         measures = [_measures(run, cells) for cells in rates.values()]
-        if all("backward_transfer" in one for one in measures):
+        seeds = [seed for seed in measures[0]["learning"] if all(seed in one["learning"] for one in measures)]
+        whole = tuning is not None and tuple(rates) == tuning.rates[method] and seeds
+        if whole and all("backward_transfer" in one for one in measures):
             learned_RS, kept_RS = (
-                np.array([list(one[name].values()) for one in measures]) for name in ("learning", "backward_transfer")
+                np.array([[one[name][seed] for seed in seeds] for one in measures])
+                for name in ("learning", "backward_transfer")
             )
-            fronts[method] = Front(tuple(rates), tuple(measures[0]["learning"]), learned_RS, -kept_RS)
+            fronts[method] = Front(tuple(rates), tuple(seeds), learned_RS, -kept_RS)
     return fronts
 
 
@@ -257,13 +260,16 @@ def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | No
     if tuning is None:
         return None
     for method, rates in _tuned(run).items():
+        if method not in tuning.chosen:  # not all its rates are trained yet
+            continue
         points, front = [], fronts.get(method)
         for number, (rate, cells) in enumerate(rates.items()):
             measures = _measures(run, cells)
             averages = [value for seed, value in measures["average"].items() if seed in tuning.seeds]
-            learned = interval(list(measures["learning"].values()))
+            learned = interval(front.learned_RS[number].tolist() if front else list(measures["learning"].values()))
             lost = interval(front.lost_RS[number].tolist()) if front else None
-            points.append(RatePoint(rate=rate, average=interval(averages), learned=learned, lost=lost))
+            if averages:
+                points.append(RatePoint(rate=rate, average=interval(averages), learned=learned, lost=lost))
         edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
         chosen = tuning.chosen[method]
         found.append(TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))

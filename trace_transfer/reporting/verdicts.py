@@ -311,7 +311,11 @@ def _saves(methods: dict[str, MethodSummary]) -> Answer | None:
 
 
 def _on_numbers(summary: Summary) -> Iterator[str]:
-    num_seeds = len(summary.methods[0].seeds)
+    num_seeds = len({seed for one in summary.methods for seed in one.seeds})
+    lacking = [f"{one.name} ({numbers.several(len(one.seeds), 'seed')})" for one in summary.methods
+               if len(one.seeds) < num_seeds]  # fmt: skip
+    if lacking:
+        yield f"Not all methods have all {num_seeds} seeds: {', '.join(lacking)}; pairs are of the shared ones."
     if len({(record.share, record.metric if not record.share else "") for record in summary.taught}) > 1:
         metrics = ", ".join(dict.fromkeys(record.metric for record in summary.taught))
         yield f"The measures mix metrics of different kinds ({metrics}): read them for each evaluation instead."

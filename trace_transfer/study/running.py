@@ -1,8 +1,8 @@
 """Running what is not up to date: in order, several at a time where that is wanted, each step in its own process. What
 can be refused is refused before the first one: data, models, evaluations and settings of the whole run.
 
-Writes below the run's directory: `steps/KIND-ADDRESS/`, and `run.json` once all steps are finished. Killed anywhere,
-the same call goes on: finished steps stay, and those that were begun go on from their last checkpoint.
+Writes below the run's directory: `run.json` and `steps/KIND-ADDRESS/`. Killed anywhere, the same call goes on: finished
+steps stay, and those that were begun go on from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ class Scheduler(ABC):
 
     def run(self) -> None:
         """Until nothing waits; raises as `run_graph`."""
+        write_text(self.out / RUN, to_json(_run_record(self.graph)))  # so that what is finished can be reported
         for step in self.graph.steps:  # a run that was killed may have had no time for it
             if step.address in self.finished:
                 self._let_go(step)
@@ -366,7 +367,7 @@ def run_graph(
     while graph.waiting:  # for learning rates, which what was just finished decides
         graph = build_graph(graph.run)
         scheduler(graph, read_status(graph, out), out, display, stop).run()
-    record = _run_record(graph)
+    record = _run_record(graph).model_copy(update={"machine": machine()})  # which asks for GPUs, that steps may need
     write_text(out / RUN, to_json(record))
     return record
 
@@ -393,7 +394,7 @@ def _run_record(graph: RunGraph) -> RunFile:
     return RunFile(
         name=run.name, settings=plain(settings), source=run.shown(run.source), target=run.shown(run.target),
         tasks=run.task_names, of_task=run.of_task, methods=tuple(methods), reference=run.reference, cells=tuple(cells),
-        tuning=tuning, comparisons=run.comparisons, machine=machine(), libraries=library_versions(),
+        tuning=tuning, comparisons=run.comparisons, libraries=library_versions(),
     )  # fmt: skip
 
 
