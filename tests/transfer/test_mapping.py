@@ -8,8 +8,10 @@ import pytest
 from tests.core_files import write_core
 from tests.run_files import layer_match
 from tests.tiny_models import TEXTS
-from trace_transfer import map_models
+from trace_transfer import map_models, read
+from trace_transfer.errors import UserError
 from trace_transfer.models.sources import numel
+from trace_transfer.transfer import draw
 from trace_transfer.transfer.draw import render_estimate, render_summary
 from trace_transfer.transfer.mapping import estimate, plan_map
 from trace_transfer.transfer.records import Depth, LayerPair, Stability
@@ -52,6 +54,15 @@ def test_two_devices_at_once_give_the_same_files(tiny, texts, tmp_path, result):
     assert other.match.pairs == result.match.pairs
 
 
+def test_core_files_of_another_match_may_not_stay(tiny, texts, result):
+    again = {"probe": str(texts), "out": texts.with_name("out"), "cache": None}
+    map_models(tiny("qwen2"), tiny("gpt2"), batch_size=2, ratio=0.3, **again)  # the same pairs
+    with pytest.raises(UserError, match=r"another layer match carried(.|\n)*math\.core\.json"):
+        map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", **again)
+    assert read(texts.with_name("out") / "layer_match.json").policy == "coverage"
+    map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", core=[texts.with_name("math.core.json")], **again)
+
+
 @pytest.mark.parametrize(
     ("policy", "same", "gain", "flips", "verdict"),
     [
@@ -87,4 +98,12 @@ def test_an_estimate_is_of_the_models_and_the_rows(tiny, texts):
         assert one.seconds > 0
     first, second = found.models
     assert found.peak_bytes >= first.gram_bytes + second.gram_bytes + second.layer_bytes
-    assert f"{len(plan.rows.texts_R)} rows" in render_estimate(plan, found)
+    text = render_estimate(plan, found)
+    assert "self_attn.q_norm.weight" in text and f"{len(plan.rows.texts_R)} rows" in text
+
+
+def test_a_tensor_of_several_layers_is_one_line_of_what_was_dropped():
+    names = [f"model.layers.{n}.mlp.experts.5.w1" for n in (0, 1, 2, 7)] + ["model.layers.4.up.weight", "lm_head.bias"]
+    assert draw._over_layers(names) == [
+        "model.layers.{0-2, 7}.mlp.experts.{n}.w1", "model.layers.4.up.weight", "lm_head.bias",
+    ]  # fmt: skip

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 )
 @shared.option("--no-cache", is_flag=True, help="Keep no activations.", group="Output")
 @shared.push_options("the translated core files and the layer match, with a card,")
-@shared.dry_run_option("Print memory and time; read no weights, write nothing.")
+@shared.dry_run_option("Print tensors, memory and time; read no weights, write nothing.")
 def map_command(
     settings: MapSettings, src: str, dst: str, core: tuple[str, ...], out: Path, no_cache: bool, to: Destination | None,
     dry_run: bool,

@@ -223,8 +223,17 @@ def _draw_dropped(page: Page, carried: Carried) -> None:
         return
     page.line(f"{carried.core.task}: {len(carried.dropped)} core tensors have no counterpart:")
     for reason, _ in Counter(carried.dropped.values()).most_common():
-        names = list(dict.fromkeys(folded_name(name) for name, why in carried.dropped.items() if why == reason))
+        names = _over_layers([name for name, why in carried.dropped.items() if why == reason])
         page.line(f"  {', '.join(names[:3])}{', …' * (len(names) > 3)}: {reason}")
+
+
+def _over_layers(names: Sequence[str]) -> list[str]:
+    """Names that differ in the number of their layer as one: `model.layers.{0-3, 7}.mlp.up_proj.weight`."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        layers.setdefault(folded_name(name), []).extend([int(one) for one in name.split(".") if one.isdecimal()][:1])
+    told = {name: layer_ranges(of) for name, of in layers.items()}
+    return [name.replace("{layer}", text if text.isdecimal() else f"{{{text}}}") for name, text in told.items()]
 
 
 @as_text
@@ -247,3 +256,12 @@ def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
         f"about {size(estimate.peak_bytes)} beside the libraries; on {', '.join(dict.fromkeys(plan.devices))} in "
         f"{str(plan.dtype).removeprefix('torch.')} at {estimate.flops_per_second / 1e9:,.0f} GFLOP/s."
     )
+    for model in models:
+        anatomy = model.anatomy
+        kinds = Counter(
+            (folded_name(name), " × ".join(map(str, shape)), ", ".join(anatomy.describe(name)[1]) or "excluded")
+            for name, shape in anatomy.inventory.shapes.items()
+        )
+        page.line()
+        folded = [(name, shape, count, component) for (name, shape, component), count in kinds.items()]
+        page.table(("name", "shape", "count", "component"), folded, f"tensors of {model.name}")

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.selection import core_path
 from trace_transfer.data.probe import ProbeSet, RowPlan, load_probe, plan_rows
-from trace_transfer.errors import ArtefactError
+from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
 from trace_transfer.families.registry import load_families
@@ -195,6 +197,7 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
         text = to_json(match)
         carrier = Carrier(plan.source, plan.target, match.pairs, sha256_text(text))
         carried = carrier.carry_all(plan.cores, settings.carry, settings.ratio)  # before anything is written
+        _refuse_others(directory, [core for _, core in plan.cores], match)
         write_text(directory / MATCH, text)
         write_tensors(directory / SIMILARITY, tensors, {"format": "trace-transfer/similarity", "version": "1"})
         files = [directory / MATCH, directory / SIMILARITY, *_write(directory, carrier, carried)]
@@ -222,6 +225,26 @@ def _read_both(
             return of_source(ours), target.result()
         finally:
             stopped.set()  # what is read for nothing, after Ctrl-C or an error, ends at its next layer
+
+
+def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch) -> None:
+    """Core files that were carried along other pairs of layers may not stay beside this match."""
+    with suppress(ArtefactError):
+        earlier: LayerMatch = read_artefact(directory / MATCH, LayerMatch)
+        same = [(one.source.id, one.target.id, [(p.source, p.target) for p in one.pairs]) for one in (earlier, match)]
+        if same[0] == same[1]:
+            return
+    staying, written = [], {core_path(directory, core) for core in cores}
+    for file in sorted({*directory.glob("*.core.json")} - written):
+        with suppress(ArtefactError):
+            found: CoreFile = read_artefact(file, CoreFile)
+            if found.transferred_from is not None:
+                staying.append(file.name)
+    if staying:
+        raise UserError(
+            f"{directory}: holds core files that another layer match carried; they would stay beside the new one. Give "
+            f"--core for each of them, too, or name another --out:\n{listing(staying)}"
+        )
 
 
 def _probe(plan: MapPlan, settings: MapSettings) -> ProbeRecord:

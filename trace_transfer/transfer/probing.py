@@ -206,7 +206,7 @@ def read_layers(
         return reader.submit(bring_in, lambda key: key.startswith(f"{layer_path}.{index}."))
 
     used = torch.tensor(sorted({token for ids in reading.ids for token in ids}))
-    embedding = _embedding(model, checkpoint, used, device, dtype)
+    embedding = _embedding(model, checkpoint, used, name, device, dtype)
     own, below, above = embedding[1], f"{model.base_model_prefix}.", f"{layer_path}."
     bring_in(lambda key: key.startswith(below) and not key.startswith(above) and key != own)
     micro_batches = _micro_batches(model, layers, embedding[0], used, reading, texts_R, batch_size)
@@ -234,10 +234,15 @@ def read_layers(
 
 
 def _embedding(
-    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, device: Any, dtype: torch.dtype
+    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, name: str, device: Any, dtype: torch.dtype
 ) -> tuple[nn.Module, str]:
     """The input embedding with only the rows of some token ids, in their order, and the name of its weight."""
     embedding = cast(nn.Embedding, model.get_input_embeddings())
+    if int(ids.max()) >= embedding.num_embeddings:
+        raise ModelError(
+            f"{name}: its tokenizer gives token id {int(ids.max())}, but its embedding has only "
+            f"{embedding.num_embeddings} rows: the tokenizer belongs to another model"
+        )
     weight = next(key for key, module in model.named_modules() if module is embedding) + ".weight"
     rows = checkpoint.rows(model, weight, ids, dtype).to(device)
     embedding.weight = nn.Parameter(rows, requires_grad=False)
