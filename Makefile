@@ -32,7 +32,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # transformers: their own code says in tests what they would train.
 $(VENV)/tested: $(VENV)/installed
 	$(PIP) --editable '.[test]'
-	$(PIP) --no-deps addict axolotl ms-swift trl mergekit immutables
+	$(PIP) --no-deps addict axolotl llamafactory ms-swift trl mergekit immutables
 	@touch $@
 
 install: $(VENV)/installed

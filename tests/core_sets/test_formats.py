@@ -10,14 +10,17 @@ import yaml
 from hypothesis import given
 
 from tests.core_sets.full_size import core_file, core_set, model_of, names_of
+from trace_transfer.core_sets import trainer_settings
 from trace_transfer.core_sets.exporting import COLUMNS, FORMATS, write_csv, write_trl
 from trace_transfer.core_sets.lora import write_peft
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.core_sets.trainer_settings import (
     CoreSet,
     ExportError,
+    InexactExportError,
     exact_pattern,
     write_axolotl,
+    write_llama_factory,
     write_ms_swift,
 )
 from trace_transfer.errors import UserError
@@ -55,6 +58,28 @@ def test_ms_swift():
         "freeze_parameters_ratio": 1,
         "trainable_parameters_regex": "^(?:" + "|".join(map(re.escape, (Q, DOWN))) + ")$",
     }
+
+
+def test_llama_factory():
+    chosen = names_of(LLAMA, ".30.mlp.") + names_of(LLAMA, ".31.mlp.") + ["lm_head.weight"]
+    assert yaml.safe_load(write_llama_factory(core_set(LLAMA, chosen))) == {
+        "finetuning_type": "freeze", "freeze_trainable_layers": 2, "freeze_trainable_modules": "mlp",
+        "freeze_extra_modules": "lm_head",
+    }  # fmt: skip
+    left = rf"without training others:\n  - {re.escape(Q)}\n  - model\.norm\.weight$"
+    with pytest.raises(ExportError, match=rf"\(input_layernorm, mlp, .* of the first n layers, .* {left}"):
+        write_llama_factory(core_set(LLAMA, [*chosen, Q, "model.norm.weight"]))
+    core = core_set(LLAMA, names_of(LLAMA))
+    shapes = {**core.shapes, "model.vision_tower.layers.0.mlp.weight": (2, 2)}
+    with pytest.raises(ExportError, match=r"several stacks of layers \(model.layers, model.vision_tower.layers\)"):
+        write_llama_factory(CoreSet(core.files, core.cores, shapes, core.mask))
+
+
+@pytest.mark.parametrize("trainer", ["regex", "ms-swift"])
+def test_a_pattern_that_finds_other_tensors_is_not_written(trainer, monkeypatch):
+    monkeypatch.setattr(trainer_settings, "exact_pattern", lambda names: f"{Q}|{NORM}")
+    with pytest.raises(InexactExportError, match=f"(?s){DOWN}: core, but would not.*{NORM}: not core, but would"):
+        FORMATS[trainer].write(core_set(LLAMA, [Q, DOWN]))
 
 
 def test_csv():

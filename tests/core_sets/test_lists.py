@@ -120,8 +120,11 @@ def test_rows_become_two_entries(tiny, tmp_path):
     ("text", "message"),
     [
         ("unfrozen_parameters: model.layers\n", "found none"),
-        ("unfrozen_parameters: ['a(b']\n", r"'a\(b': not a regular expression: "),
-        ("unfrozen_parameters: [a, 3]\n", "3: not a name or pattern"),
+        (
+            "unfrozen_parameters: ['a(b', 3, '', 'head[4:2]']\n",
+            r"(?s)- entry 1, 'a\(b': not a regular expression: .*- entry 2, 3: not a name.*- entry 3, '': not a name"
+            r".*- entry 4, 'head\[4:2\]': its rows \[4:2\] end before they begin",
+        ),
     ],
 )
 def test_bad_files_are_one_clear_message(tmp_path, text, message):

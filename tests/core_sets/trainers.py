@@ -1,13 +1,15 @@
 """What the real trainers train with a text of ours: their own code, run on a model; never a copy of it.
 
 They are installed without what they depend on (`make install`), which would be other versions of half of our own
-libraries. Axolotl and peft are imported as they are; of ms-swift the one module that freezes, with stand-ins for its
-logger, which needs modelscope, and for a function that is not called.
+libraries. Axolotl and peft are imported as they are. Of LLaMA-Factory the modules of its freeze tuning are loaded
+past the `__init__` of their packages, which imports a trl of years ago; of ms-swift the one module that freezes, with
+stand-ins for its logger, which needs modelscope, and for a function that is not called.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import sys
 import types
@@ -48,6 +50,18 @@ def ms_swift(model: nn.Module, text: str) -> set[str]:
     assert trained(model) == set()
     code.activate_parameters(model, [], settings.pop("trainable_parameters_regex"))
     assert settings == {}
+    return trained(model)
+
+
+def llama_factory(model: nn.Module, text: str) -> set[str]:
+    root = directory_of("llamafactory")
+    for package in ("model", "hparams"):
+        bare = types.ModuleType(f"llamafactory.{package}")
+        bare.__path__ = [str(root / package)]
+        sys.modules.setdefault(bare.__name__, bare)
+    arguments = importlib.import_module("llamafactory.hparams.finetuning_args").FinetuningArguments
+    adapter = importlib.import_module("llamafactory.model.adapter")
+    adapter._setup_freeze_tuning(model, arguments(**yaml.safe_load(text)), True, False)
     return trained(model)
 
 

@@ -16,7 +16,7 @@ from trace_transfer.core_sets import trainer_settings
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.importing import write_authors_list
 from trace_transfer.core_sets.trainer_settings import CoreSet, ExportError
-from trace_transfer.errors import ArtefactError, UserError
+from trace_transfer.errors import ArtefactError, ModelError, UserError
 from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, load_inventory
 from trace_transfer.progress import quiet_libraries
 from trace_transfer.records import ModelIdentity, read_artefact
@@ -93,6 +93,7 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "axolotl": Format(trainer_settings.write_axolotl, "lines of YAML"),
     "ms-swift": Format(trainer_settings.write_ms_swift, "lines of YAML"),
+    "llama-factory": Format(trainer_settings.write_llama_factory, "YAML, where it can say the set at all"),
     "trl": Format(write_trl, "a Python program"),
     "peft": Format(None, "a LoraConfig in Python: adapters on the core modules"),
     "regex": Format(trainer_settings.write_regex, "one regular expression"),
@@ -142,4 +143,11 @@ def _sha256(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _source(identity: ModelIdentity, model: str | Path | None) -> ModelSource:
-    return ModelSource.parse(model or (f"{identity.id}@{identity.revision}" if identity.revision else identity.id))
+    if model is not None:
+        return ModelSource.parse(model)
+    try:
+        source = ModelSource.parse(f"{identity.id}@{identity.revision}" if identity.revision else identity.id)
+        load_config(source)
+    except ModelError as error:
+        raise ModelError(f"{error}\nThe core file names this model; say where it is with --model") from error
+    return source

@@ -9,6 +9,11 @@ alone train, whatever other patterns say.
 
 ms-swift (`swift/utils/transformers_utils.py`): `freeze_parameters_ratio: 1` freezes all tensors, then those in whose
 name `trainable_parameters_regex` is found anywhere (`re.search`) train.
+
+LLaMA-Factory (`llamafactory/model/adapter.py`): `freeze_trainable_layers: n` are the last n layers, -n the first; with
+`use_llama_pro` n layers at equal distances. A tensor trains if `.LAYER.MODULE` of any of those layers and of
+`freeze_trainable_modules` (the part of a name after the layer's number) stands anywhere in its name, or any of
+`freeze_extra_modules` (modules outside the layers) does. Most core sets cannot be said so.
 """
 
 from __future__ import annotations
@@ -140,7 +145,9 @@ def require_exact(wanted: Iterable[str], found: Iterable[str], trainer: str) -> 
 def write_regex(core: CoreSet) -> str:
     """One line: the names that match as a whole are the core set."""
     require_whole(core, "a regular expression", "it names whole tensors only")
-    return exact_pattern(core.names) + "\n"
+    pattern = exact_pattern(core.names)
+    require_exact(core.names, filter(re.compile(pattern).fullmatch, core.shapes), "regular expressions")
+    return pattern + "\n"
 
 
 def write_ms_swift(core: CoreSet) -> str:
@@ -190,16 +197,18 @@ class Pattern:
     def parse(cls, text: object) -> Pattern:
         """As `LayerNamePattern` of Axolotl; a ValueError where it is none."""
         if not isinstance(text, str) or not text:
-            raise ValueError(f"{text!r:.80}: not a name or pattern")
+            raise ValueError("not a name or pattern")
         name, rows = text, None
         if found := WITH_ROWS.match(text):
             name, start, colon, stop = found.groups()
             first = int(start or 0)
             rows = (first, int(stop) if stop else first + 1 if start and not colon else None)
+            if stop and first >= int(stop):
+                raise ValueError(f"its rows [{start}:{stop}] end before they begin")
         try:
             return cls(text, re.compile(re.sub(r"\.(?!\+)", r"\\.", name)), rows)
         except re.error as error:
-            raise ValueError(f"{text!r:.80}: not a regular expression: {error}") from error
+            raise ValueError(f"not a regular expression: {error}") from error
 
 
 def write_axolotl(core: CoreSet) -> str:
@@ -251,13 +260,74 @@ def mask_of_patterns(
 
 
 def read_patterns(path: Path | str) -> list[Pattern]:
-    """The list in an Axolotl configuration, or in what Spectrum wrote; an ArtefactError where there is none."""
+    """The list in an Axolotl configuration, or in what Spectrum wrote; an ArtefactError where there is none, or names
+    all entries that are no patterns."""
     file = Path(path)
     data = read_yaml(file, ArtefactError)
     found = data.get(UNFROZEN) if isinstance(data, dict) else None
     if not isinstance(found, list) or not found:
         raise ArtefactError(f"{file}: expected `{UNFROZEN}:` with a list of names or patterns; found none")
-    try:
-        return [Pattern.parse(one) for one in found]
-    except ValueError as error:
-        raise ArtefactError(f"{file}: {UNFROZEN}: {error}") from error
+    problems, patterns = [], []
+    for index, one in enumerate(found, 1):
+        try:
+            patterns.append(Pattern.parse(one))
+        except ValueError as error:
+            problems.append(f"entry {index}, {one!r:.80}: {error}")
+    if problems:
+        raise ArtefactError(f"{file}: {UNFROZEN}:\n" + listing(problems))
+    return patterns
+
+
+# ---- LLaMA-Factory
+
+
+def write_llama_factory(core: CoreSet) -> str:
+    """The lines of a LLaMA-Factory configuration that train a core set; an ExportError names what is in the way.
+
+    Of each choice of layers that it has words for, all modules are taken that train nothing but core tensors.
+    """
+    require_whole(core, "LLaMA-Factory", "it trains whole modules only")
+    stacks = {found[1][:-1] for name in core.shapes if (found := LAYER.match(name))}
+    if len(stacks) > 1:
+        raise ExportError(
+            f"LLaMA-Factory treats models with several stacks of layers ({', '.join(sorted(stacks))}) in its own way. "
+            "Use `--to axolotl`, `ms-swift` or `trl`"
+        )
+    wanted, count = set(core.names), core.model.num_layers
+    # Modules of layers, as it collects them: what follows the number of layer 0 or 1.
+    parts = [re.split(r"\.[01]\.", name) for name in core.shapes]
+    modules = list(dict.fromkeys(part[-1].split(".")[0] for part in parts if len(part) > 1))
+    outside = dict.fromkeys(name.split(".")[-2] for name in core.shapes if not LAYER.match(name) and "." in name)
+
+    def found_by(text: str) -> set[str]:
+        return {name for name in core.shapes if text in name}
+
+    extra = {module: names for module in outside if (names := found_by(module)) <= wanted}
+    of_layer = {(layer, one): found_by(f".{layer}.{one}") for layer in range(count) for one in modules}
+    choices: list[tuple[int, range, bool]] = [(0, range(0), False)]  # number, layers, whether with `use_llama_pro`
+    choices += [(number, range(count - number, count), False) for number in range(1, count + 1)]
+    choices += [(-number, range(number), False) for number in range(count - 1, 0, -1)]
+    strides = {number: count // number for number in range(2, count) if count % number == 0}
+    choices += [(number, range(stride - 1, count, stride), True) for number, stride in strides.items()]
+    best: set[str] = set()
+    for number, layers, pro in choices:
+        names_of = {module: set[str]().union(*(of_layer[layer, module] for layer in layers)) for module in modules}
+        kept = {module: names for module, names in names_of.items() if names and names <= wanted}
+        if bool(layers) != bool(kept):  # without modules the layers would have to be "all"
+            continue
+        trained = set[str]().union(*kept.values(), *extra.values())
+        if trained == wanted:
+            settings = {
+                "finetuning_type": "freeze", "freeze_trainable_layers": number,
+                "freeze_trainable_modules": ",".join(kept) or "all",
+                **({"freeze_extra_modules": ",".join(extra)} if extra else {}),
+                **({"use_llama_pro": True} if pro else {}),
+            }  # fmt: skip
+            return core.as_yaml("LLaMA-Factory", settings, "Merge it into your configuration.")
+        best = max(best, trained, key=len)
+    raise ExportError(
+        f"LLaMA-Factory cannot train exactly this core set: it trains whole modules ({', '.join(modules)}) of the "
+        "first n layers, of the last n, or of n at equal distances, and modules outside the layers "
+        f"({', '.join(outside)}); axolotl, ms-swift and trl can be given lists or patterns. Not to be said without "
+        "training others:\n" + listing(sorted(wanted - best, key=natural_key))
+    )
