@@ -4,10 +4,13 @@ The command line turns a `UserError` into one message and exit code 2, any other
 and exit code 1; neither shows a traceback.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
+from typing import TypeVar
 
 MAX_LISTED = 20
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class TraceTransferError(Exception):
@@ -57,6 +60,19 @@ def listing(problems: Sequence[str], indent: str = "  - ") -> str:
 def together(heading: str, problems: Sequence[str]) -> str:
     """Several problems below a heading; one alone speaks for itself."""
     return problems[0] if len(problems) == 1 else f"{heading}:\n{listing(problems)}"
+
+
+def each_of(items: Iterable[Item], use: Callable[[Item], Made], heading: str) -> list[Made]:
+    """What is made of each item; one UserError for all that cannot be used."""
+    made, problems = [], []
+    for item in items:
+        try:
+            made.append(use(item))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(together(heading, problems))
+    return made
 
 
 def suggestion(word: str, allowed: Collection[str], what: str = "allowed") -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor, Unit
-from trace_transfer.errors import UserError
+from trace_transfer.errors import UserError, each_of
 from trace_transfer.families.anatomy import Anatomy, Split, unit_kinds, unit_parts
 from trace_transfer.files import held, refuse_inputs, write_text
 from trace_transfer.records import read_artefact, to_json
@@ -100,7 +100,8 @@ def reselect_all(
             be written over.
     """
     chosen = Selection.of(ratio=ratio, unit=unit)
-    cores = tuple(reselect(file, chosen.ratio, chosen.unit) for file in files)
+    unusable = "core files that cannot be used"
+    cores = each_of(files, lambda file: reselect(file, chosen.ratio, chosen.unit), unusable)
     if out is not None:
         tasks = [core.task for core in cores]
         if len(set(tasks)) < len(tasks):
@@ -110,7 +111,7 @@ def reselect_all(
         with held(out):
             for core, path in zip(cores, written, strict=True):
                 write_text(path, to_json(core))
-    return cores
+    return tuple(cores)
 
 
 def core_path(out: Path | str, core: CoreFile) -> Path:

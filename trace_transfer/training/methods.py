@@ -17,7 +17,7 @@ from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import chosen
-from trace_transfer.errors import UserError, listing, suggestion
+from trace_transfer.errors import UserError, each_of, listing, suggestion
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import sha256_text
@@ -139,7 +139,9 @@ def stages_of(
 
 def read_cores(tasks: Sequence[StreamTask], directory: Path) -> dict[str, CoreFile]:
     files = {task.name: core_file(task, directory) for task in tasks}
-    return {name: read_artefact(file, CoreFile) for name, file in files.items() if file is not None}
+    there = {name: file for name, file in files.items() if file is not None}
+    cores = each_of(there.values(), lambda file: read_artefact(file, CoreFile), "core files that cannot be used")
+    return dict(zip(there, cores, strict=True))
 
 
 def mixed(name: str, parts: Sequence[TaskData]) -> TaskData:
