@@ -49,7 +49,11 @@ _MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 # Keys of a message that a model of text cannot honour, and parts of a turn, which are learned as a whole or not.
 _UNHONOURED = (*_MEDIA, "train_detail", "training_detail", "loss_mask", "loss_scale")
 # Columns that change what a record means; a blank one says nothing.
-_REFUSED = (*_MEDIA, *MASKS, "label", "history", "functions", "function_call")
+_REFUSED = dict.fromkeys((*_MEDIA, *MASKS, "label"), "which cannot be honoured") | {
+    "history": "give earlier turns as messages",
+    "functions": "give them as tools",
+    "function_call": "give it as tool_calls of a message",
+}
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def convert_all(
             value = row.get(column)
             is_harmless = value is not False if column == "label" else column in MASKS and value == 1
             if not is_nothing(value) and not is_harmless:
-                why = f"which cannot be honoured (ignore: [{column}] leaves it out)"
+                why = f"{_REFUSED[column]} (ignore: [{column}] leaves it out)"
                 problems.append(f"record {number}: {column} is {describe(value)}, {why}")
         try:
             found.append(convert(number, {name: source.value(row, name) for name, source in sources.items()}))

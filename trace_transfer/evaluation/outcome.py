@@ -46,7 +46,7 @@ class Reading:
         if max_new_tokens >= self.longest:
             raise TaskError(
                 f"{spec.label}: answers of up to {max_new_tokens} tokens leave no room for a prompt in the "
-                f"{self.longest} tokens that the model reads"
+                f"{self.longest} tokens that the model reads; allow fewer (max_new_tokens), or shorten choices"
             )
 
 

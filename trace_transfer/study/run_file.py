@@ -268,7 +268,8 @@ class _Reader:
         self.file, self.content, self.problems = file, content, list[str]()
         said = {key: value for key, value in content.items() if value is not None or key not in RunKeys.model_fields}
         self.keys = self._keys(RunKeys, said)
-        self.problems += [f"{key}: is missing" for key in ("target", "tasks", "methods") if key not in said]
+        expected = {"target": "a directory, a GGUF file or a hub name", "tasks": "a list", "methods": "a list"}
+        self.problems += [f"{key}: is missing; expected {one}" for key, one in expected.items() if key not in said]
 
     def _keys(self, kind: type[Any], given: Mapping[str, Any], where: str = "") -> Any:
         try:

@@ -164,7 +164,8 @@ class Scheduler(ABC):
 
     def run(self) -> None:
         """Until nothing waits; raises as `run_graph`."""
-        write_text(self.out / RUN, to_json(_run_record(self.graph)))  # so that what is finished can be reported
+        # So that what is finished can be reported.
+        write_text(prepare_directory(self.out) / RUN, to_json(_run_record(self.graph)))
         for step in self.graph.steps:  # a run that was killed may have had no time for it
             if step.address in self.finished:
                 self._let_go(step)
