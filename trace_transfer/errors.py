@@ -62,16 +62,18 @@ def together(heading: str, problems: Sequence[str]) -> str:
     return problems[0] if len(problems) == 1 else f"{heading}:\n{listing(problems)}"
 
 
-def each_of(items: Iterable[Item], use: Callable[[Item], Made], heading: str) -> list[Made]:
-    """What is made of each item; one UserError for all that cannot be used."""
+def each_of(
+    items: Iterable[Item], use: Callable[[Item], Made], heading: str, kind: type[UserError] = UserError
+) -> list[Made]:
+    """What is made of each item; one error of that kind for all that cannot be used."""
     made, problems = [], []
     for item in items:
         try:
             made.append(use(item))
-        except UserError as error:
+        except kind as error:
             problems.append(str(error))
     if problems:
-        raise UserError(together(heading, problems))
+        raise kind(together(heading, problems))
     return made
 
 

@@ -295,7 +295,7 @@ def test_what_is_not_read_is_told(read):
     records = read([{"messages": talk}, {"messages": [USER, ANSWER]}])
     assert records.notes == ("turns left out behind the last answer, as they would never be learned: 1",)
     data = encode_task(TaskSpec(name="t", data="a.jsonl"), records, FAMILIES["chatml"].tokenizer())
-    assert data.notes[1:] == ("conversations of which the template does not write the messages' key 'id': 1",)
+    assert data.notes[1:] == ("conversations with the key 'id' in messages, which the template does not write: 1",)
 
 
 def test_texts_of_json_stay_what_they_are(read):

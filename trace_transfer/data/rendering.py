@@ -351,7 +351,7 @@ def _without(message: Message, key: str) -> Message:
 
 
 def _unwritten(key: str) -> str:
-    return f"conversations of which the template does not write the messages' key '{key}'"
+    return f"conversations with the key '{key}' in messages, which the template does not write"
 
 
 def _squeezed(text: str) -> str:

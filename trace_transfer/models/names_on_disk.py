@@ -8,13 +8,13 @@ So do weights stored as codes and scales that transformers makes plain on any ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -190,21 +190,9 @@ def _open_gguf(file: Path, size: int, time: int) -> Any:
     return GGUFReader(file)
 
 
-@contextmanager
-def _one_table() -> Iterator[None]:
-    """transformers has gguf make the same table of names for each module of a model: seconds for 400 modules."""
-    import gguf
-
-    made = gguf.get_tensor_name_map
-    gguf.get_tensor_name_map = cache(made)
-    try:
-        yield
-    finally:
-        gguf.get_tensor_name_map = made
-
-
 def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, dict[str, str]]:
     """transformers' tensor processor for a GGUF file, and the file's names → names at run time."""
+    import gguf
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -215,7 +203,8 @@ def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, di
     make: Any = TENSOR_PROCESSORS.get(str(read_field(reader, "general.architecture")[0]), TensorProcessor)
     processor = make(config=model.config.to_dict())
     try:
-        with _one_table():
+        # transformers has gguf make the same table of names for each module of a model: seconds for 400 modules.
+        with patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)):
             return processor, get_gguf_hf_weights_map(model, processor)
     except NotImplementedError as error:
         raise ModelError(f"{file}: GGUF files of '{model.config.model_type}' cannot be read ({error})") from error

@@ -23,7 +23,7 @@ from torch import Tensor
 from trace_transfer.core_sets.core_file import TensorPart
 from trace_transfer.core_sets.masks import Chosen, Mask, Part, Slice, decoded, encoded, merged_ranges
 from trace_transfer.engine.slices import laid, taken
-from trace_transfer.errors import ArtefactError, first_line, listing, together
+from trace_transfer.errors import ArtefactError, each_of, first_line, listing
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.sources import AXES, numel, row_blocks
 from trace_transfer.models.stored_weights import stored_tensors
@@ -150,15 +150,7 @@ class Patch:
     @classmethod
     def open_all(cls, files: Iterable[Path | str]) -> tuple[Patch, ...]:
         """Open patches, in the order given; an ArtefactError names all that cannot be used, as `open` says."""
-        patches, problems = [], []
-        for file in files:
-            try:
-                patches.append(cls.open(file))
-            except ArtefactError as error:
-                problems.append(str(error))
-        if problems:
-            raise ArtefactError(together("patches that cannot be used", problems))
-        return tuple(patches)
+        return tuple(each_of(files, cls.open, "patches that cannot be used", ArtefactError))
 
     @cached_property
     def by_name(self) -> Mapping[str, PatchEntry]:
