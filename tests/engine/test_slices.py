@@ -46,6 +46,24 @@ def test_taken_put_and_spliced_as_row_by_row(case):
     assert torch.equal(frozen, expected)
 
 
+@pytest.mark.parametrize("padding", [None, 3])
+def test_rows_that_stay_in_memory_have_the_gradients_of_copied_ones(padding):
+    """Of an embedding and of a head tied to it; row 3 is trained, and may be padding."""
+    found = []
+    for resident in (False, True):
+        torch.manual_seed(0)
+        embedding, head = nn.Embedding(9, 4, padding_idx=padding), nn.Linear(4, 9, bias=False)
+        head.weight = embedding.weight
+        model = nn.ModuleList([embedding, head]).requires_grad_(False)
+        values = nn.Parameter(torch.randn(4, 4))
+        splice(places_of(model)["0.weight"], Slice(0, ((2, 5), (7, 8))), values, resident)
+        logits = head(embedding(torch.tensor([[0, 3, 3, 7], [8, 2, 3, 1]])).tanh())
+        logits.square().sum().backward()
+        found.append((logits, values.grad))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    assert (model[0].forward.__name__, model[1].forward.__name__) == ("_embedding", "_linear")
+
+
 @pytest.mark.parametrize(
     ("zero", "precision"),
     [(0, "float32"), (1, "bfloat16"), (3, "bfloat16"), pytest.param(3, "float32", marks=pytest.mark.slow)],

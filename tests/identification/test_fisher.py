@@ -16,11 +16,20 @@ from tests.reference.fisher_loop import fisher_by_loop
 from tests.tiny_models import FAMILIES, REPRESENTATIVES, build_config, build_model
 from trace_transfer.errors import NumericalError
 from trace_transfer.families.anatomy import Split
+from trace_transfer.identification import fisher_forms
 from trace_transfer.identification.fisher import TRIAL_TOKENS, fisher_information
 
 EXAMPLES = draw_examples(7)
 SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family not in REPRESENTATIVES]
 TOLERANCE = 1e-6  # norms of transformers compute in float32, also in float64 models
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_blocks():
+    """The texts here are short: their Gram matrices have several blocks all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fisher_forms, "BLOCK", 5)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -109,8 +109,8 @@ def freeze(model: nn.Module, mask: Mask, resident: bool = False) -> dict[str, nn
 def splice(places: Places, part: Part, values: nn.Parameter, resident: bool = False) -> None:
     """Let a frozen tensor be used with other values in some rows (columns, depth), in every module that holds it.
 
-    Where both are whole in memory all the time (`resident`), a linear layer writes the values over the frozen rows and
-    takes the gradient of these rows alone; else it copies the tensor and takes the gradient of all of it.
+    Where both are whole in memory all the time (`resident`), a linear layer or an embedding writes the values over the
+    frozen rows and takes the gradient of these rows alone; else it copies the tensor and takes the gradient of it all.
     """
     spliced, first = Spliced(part, values), None
     for module, attribute in places:
@@ -120,9 +120,12 @@ def splice(places: Places, part: Part, values: nn.Parameter, resident: bool = Fa
         first = chains[attribute] = first or chains[attribute]  # one for all that are tied, whatever is loaded later
         if first.original.dim() > 2:
             _compute_once(module)
-        if resident and attribute == "weight" and type(module).forward is nn.Linear.forward and isinstance(part, Slice):
-            kind: Any = type(module)  # of this module alone: a parametrization made it
-            kind.forward = _linear
+        kind: Any = type(module)  # of this module alone: a parametrization made it
+        if resident and attribute == "weight" and isinstance(part, Slice):
+            if kind.forward is nn.Linear.forward:
+                kind.forward = _linear
+            elif kind.forward is nn.Embedding.forward and part.dim == 0 and not module.max_norm:
+                kind.forward = _embedding
         _tell_status(module, attribute)
         spliced.hooks += [
             module.register_state_dict_post_hook(partial(_join, attribute)),
@@ -226,13 +229,23 @@ def _tell_status(module: nn.Module, attribute: str) -> None:
     setattr(kind, attribute, property(read, made.fset))
 
 
-def _linear(self: Any, x: Tensor) -> Tensor:
-    chain = self.parametrizations.weight
-    frozen, spliced = chain.original, chain[0]
+def _written(module: Any) -> tuple[Tensor, Spliced]:
+    """The frozen weight with the values written into it, and where."""
+    frozen, spliced = module.parametrizations.weight.original, module.parametrizations.weight[0]
     frozen.data.index_copy_(spliced.part.dim, spliced.index, spliced.values.data)
+    return frozen, spliced
+
+
+def _linear(self: Any, x: Tensor) -> Any:
+    frozen, spliced = _written(self)
     apply: Any = _LinearInPart.apply  # which torch does not type
-    found: Tensor = apply(x, frozen, self.bias, spliced.values, spliced.index, spliced.part.dim)
-    return found
+    return apply(x, frozen, self.bias, spliced.values, spliced.index, spliced.part.dim)
+
+
+def _embedding(self: Any, ids: Tensor) -> Any:
+    frozen, spliced = _written(self)
+    apply: Any = _EmbeddingInPart.apply
+    return apply(ids, frozen, spliced.values, spliced.index, self.padding_idx)
 
 
 class _LinearInPart(torch.autograd.Function):
@@ -254,6 +267,25 @@ class _LinearInPart(torch.autograd.Function):
         g_no, x_ni = g.flatten(end_dim=-2), x.flatten(end_dim=-2)
         values = g_no[:, index].T @ x_ni if ctx.dim == 0 else g_no.T @ x_ni[:, index]
         return g @ weight if wants_x else None, None, g_no.sum(dim=0) if wants_bias else None, values, None, None
+
+
+class _EmbeddingInPart(torch.autograd.Function):
+    """Rows of W, of which some have a gradient; their values are in W already. The row `padding` never has one."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, values: Tensor, index: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(ids, index)
+        ctx.padding = padding
+        return nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        ids, index = ctx.saved_tensors
+        places = torch.searchsorted(index, ids).clamp_(max=len(index) - 1)
+        frozen = (index[places] != ids) | (ids == (-1 if ctx.padding is None else ctx.padding))
+        places = places.masked_fill_(frozen, len(index))  # one row more, which is said to be padding
+        values = torch.ops.aten.embedding_dense_backward(upstream[0], places, len(index) + 1, len(index), False)
+        return None, None, values[:-1], None, None
 
 
 class Spliced(nn.Module):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trace_transfer.identification.fisher import MicroBatch
 
 GRAM_PENALTY = 1.1  # small products run a tenth slower than the one large one of a gradient
+BLOCK = 128  # tokens; of Gram matrices, which are symmetric, only the blocks up to the diagonal are made
 
 Axis = Literal["in", "out"] | None  # squares summed over everything, or kept apart by input or by output
 
@@ -48,15 +49,24 @@ def linear_squares(x_kti: Tensor, g_kto: Tensor, axis: Axis = None) -> Tensor:
 
 
 def gram_is_cheaper(num_tokens: int, num_in: int, num_out: int) -> bool:
-    return num_tokens * GRAM_PENALTY * (num_in + num_out) < num_in * num_out
+    num_pairs = num_tokens * min(num_tokens, (num_tokens + BLOCK) / 2)
+    return num_pairs * GRAM_PENALTY * (num_in + num_out) < num_tokens * num_in * num_out
 
 
 def by_grams(x_kti: Tensor, g_kto: Tensor, by_output: bool) -> Tensor:
     """Sum over pairs of tokens of the products of their inputs and of their gradients."""
-    gram_ktt = torch.bmm(x_kti, x_kti.mT)
-    if by_output:
-        return torch.bmm(gram_ktt, g_kto).mul_(g_kto).sum(dim=1).sum(dim=0, dtype=torch.float64)
-    return torch.bmm(g_kto, g_kto.mT).mul_(gram_ktt).sum(dim=2).sum(dtype=torch.float64)
+    squares = x_kti.new_zeros(g_kto.shape[2] if by_output else (), dtype=torch.float64)
+    for start in range(0, x_kti.shape[1], BLOCK):  # its tokens with those before it, twice, and with its own
+        block = slice(start, start + BLOCK)
+        gram_kst = torch.bmm(x_kti[:, block], x_kti[:, : block.stop].mT)
+        gram_kst[..., :start] *= 2
+        if by_output:
+            products_kso = torch.bmm(gram_kst, g_kto[:, : block.stop]).mul_(g_kto[:, block])
+            squares += products_kso.sum(dim=1).sum(dim=0, dtype=torch.float64)
+        else:
+            products_kst = torch.bmm(g_kto[:, block], g_kto[:, : block.stop].mT).mul_(gram_kst)
+            squares += products_kst.sum(dim=2).sum(dtype=torch.float64)
+    return squares
 
 
 def by_gradients(x_kti: Tensor, g_kto: Tensor, by_output: bool) -> Tensor:
