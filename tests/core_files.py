@@ -34,15 +34,16 @@ def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) 
 
 
 def core_of(model: Path, file: Path, chosen: Iterable[str] | Mapping[str, Ranges | None], **changes: object) -> Path:
-    """Write a core file in which the chosen tensors of a model are core, or some rows of them; returns the file."""
+    """Write a core file in which the chosen tensors of a model are core, or some rows of them, in this order; returns
+    the file."""
     opened = open_model(model, load_families())
     rows = chosen if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
+    shapes = opened.anatomy.inventory.shapes
     parameters = tuple(
-        CoreTensor(name=name, shape=shape, rows=rows.get(name), score=1.0, core=name in rows)
-        for name, shape in opened.anatomy.inventory.shapes.items()
+        CoreTensor(name=name, shape=shapes[name], rows=rows.get(name), score=1 - place / 1000, core=name in rows)
+        for place, name in enumerate({**rows, **shapes})
     )
-    core = CoreFile(
-        task="math", model=opened.identity, method=Method(name="lf", ratio=0.1, unit="rows"), parameters=parameters
-    )
+    method = Method(name="lf", ratio=0.1, unit="rows" if any(rows.values()) else "tensors")
+    core = CoreFile(task="math", model=opened.identity, method=method, parameters=parameters)
     file.write_text(to_json(core.model_copy(update=changes)), encoding="utf-8")
     return file

@@ -10,8 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.commands import done
+from tests.core_files import core_of
 from tests.patch_files import loaded, same_bits, stored
-from tests.stream_files import write_core_set
 from tests.task_files import write_tasks
 from trace_transfer.formats import read_any
 
@@ -93,7 +93,7 @@ def trained(tiny, tmp_path_factory):
             directory = tmp_path_factory.mktemp("trained")
             shapes = {name: tuple(value.shape) for name, value in loaded(tiny(family)).items()}
             parts = core_set(family, shapes)
-            file = write_core_set(tiny(family), directory / "math.core.json", "math", [(name, None) for name in parts])
+            file = core_of(tiny(family), directory / "math.core.json", list(parts))
             content = json.loads(file.read_text())
             for entry in content["parameters"]:
                 if parts.get(entry["name"]) is not None:

@@ -23,7 +23,7 @@ import torch
 
 from tests.benchmarks import streaming
 from tests.benchmarks.table import show
-from tests.stream_files import write_core_set
+from tests.core_files import core_of
 from tests.tiny_models import build_tokenizer
 from trace_transfer.data.examples import Example
 from trace_transfer.data.probe import Reading
@@ -163,8 +163,8 @@ def write_training(directory: Path, model: Path, size: Size, rows: bool) -> Path
     (directory / "math.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     shapes = open_model(model, load_families()).anatomy.inventory.shapes
     products = [name for name in shapes if name.endswith("proj.weight")]
-    kept = [(name, ((0, shapes[name][0] // 5),)) if rows else (name, None) for name in products]
-    write_core_set(model, directory / "math.core.json", "math", kept if rows else kept[::5])
+    kept = {name: ((0, shapes[name][0] // 5),) if rows else None for name in (products if rows else products[::5])}
+    core_of(model, directory / "math.core.json", kept)
     (directory / "stream.yaml").write_text("tasks: [{name: math, data: math.jsonl, core: math.core.json}]\n")
     return directory / "stream.yaml"
 

@@ -8,9 +8,10 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load
 
 from tests.commands import done, refused
+from tests.core_files import core_of
 from tests.local_hub import TOKEN, running_hub
 from tests.patch_files import make_patch, same_bits, state_of, stored
-from tests.stream_files import core_sets, write_core_set
+from tests.stream_files import core_sets
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.errors import ArtefactError
 from trace_transfer.formats import read_any
@@ -80,7 +81,7 @@ def test_files_go_in_one_commit_and_can_be_fetched(hub, tmp_path):
 def test_core_files_go_there_and_come_back(hub, tiny, tmp_path):
     source, target = tiny("llama"), tiny("qwen3")
     for task, core in core_sets(4).items():
-        write_core_set(source, tmp_path / f"{task}.core.json", task, core)
+        core_of(source, tmp_path / f"{task}.core.json", core, task=task)
     arguments = ["map", "--src", source, "--dst", target, "--batch-size", 64, "--splits", 0, "--out", tmp_path / "out"]
     cores = [part for task in core_sets(4) for part in ("--core", tmp_path / f"{task}.core.json")]
     result = done(*arguments, *cores, "--push-to-hub", "lab/cores", "--private")
@@ -112,7 +113,7 @@ def test_a_tuned_model_with_its_record_and_patches(hub, trained):
 
 def test_nothing_is_done_where_nothing_can_be_sent(hub, tiny, tmp_path, trained):
     *_, command = trained
-    core = write_core_set(tiny("llama"), tmp_path / "c.core.json", "math", core_sets(4)["math"])
+    core = core_of(tiny("llama"), tmp_path / "c.core.json", core_sets(4)["math"])
     patch = make_patch(state_of(tiny("llama")), tmp_path / "p", Mask({"model.norm.weight": None}), 0).path
     out = ("--out", tmp_path / "out", "--push-to-hub", "others/model")
     for arguments in (

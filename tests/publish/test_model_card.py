@@ -8,9 +8,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from tests.commands import done
+from tests.core_files import core_of
 from tests.patch_files import make_patch, same_bits, state_of, stored
 from tests.publish.conftest import LICENSED
-from tests.stream_files import core_sets, write_core_set
+from tests.stream_files import core_sets
 from trace_transfer.core_sets.core_file import Transfer
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.files import sha256_file
@@ -95,7 +96,7 @@ def test_a_licence_that_is_not_known_is_left_out(tiny, tmp_path):
 
 
 def test_where_a_carried_core_set_came_from(tiny, tmp_path):
-    file = write_core_set(tiny("llama"), tmp_path / "math.core.json", "math", core_sets(4)["math"])
+    file = core_of(tiny("llama"), tmp_path / "math.core.json", core_sets(4)["math"])
     core = read_any(file)
     model = core.model.model_copy(update={"id": "/home/someone/models/Tiny-Qwen"})
     transfer = Transfer(

@@ -60,7 +60,7 @@ def moved(model, out):
 
 def test_trace_moves_the_core_sets_alone(train, model):
     out = train("--method", "trace")
-    names = {name for core in core_sets(3).values() for name, _ in core}
+    names = {name for core in core_sets(3).values() for name in core}
     assert moved(model, out) == names
     before, after = weights(model), weights(out / "model")
     rows = torch.ones(before["model.layers.2.mlp.up_proj.weight"].shape[0], dtype=torch.bool)
@@ -74,8 +74,8 @@ def test_each_patch_holds_what_its_task_changed(train):
     out = train("--method", "trace")
     for task, core in core_sets(3).items():
         tensors = load_file(out / f"{task}.patch.safetensors")
-        assert {name.partition("/")[2] for name in tensors} == {name for name, _ in core}
-        for name, _ in core:
+        assert {name.partition("/")[2] for name in tensors} == core.keys()
+        for name in core:
             assert not torch.equal(tensors[f"before/{name}"], tensors[f"after/{name}"])
     # A tensor of two core sets begins the second task where it ended the first.
     shared = "model.layers.2.mlp.down_proj.weight"
@@ -126,7 +126,7 @@ def test_values_can_be_saved_in_float32(tmp_path, tiny):
     for save, expected in (("stored", torch.bfloat16), ("float32", torch.float32)):
         command(half, stream, tmp_path / save, "--zero", 1, "--epochs", 1, "--save-dtype", save)
         found = weights(tmp_path / save / "model")
-        assert {found[name].dtype for name, _ in core_sets(2)["math"]} == {expected}
+        assert {found[name].dtype for name in core_sets(2)["math"]} == {expected}
         assert found["model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
