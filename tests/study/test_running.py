@@ -263,6 +263,18 @@ def test_scores_at_the_base_are_those_of_identify(copied, tmp_path):
         assert ours.parameters == core.parameters
 
 
+def test_the_targets_own_gradients_choose_within_what_was_carried(copied, tmp_path):
+    write_file(copied.parent, methods=["transfer-lf", "transfer-snr-rows"])
+    assert run(copied) == {"map": 1, "identify": 1, "train": 1, "evaluate": 1}
+    steps = cell(copied, "transfer-snr-rows")
+    asked = {"method": "snr", "unit": "rows", "ratio": 0.2, "max_length": 64, "within": steps["map"]}
+    tasks = task_file(tmp_path / "tasks.yaml", copied.parent)
+    for core in tt.identify(copied.parent / "qwen3", tasks, out=tmp_path / "found", **asked).cores:
+        ours, carried = (read_any(steps[name] / f"{core.task}.core.json", CoreFile) for name in ("refine", "map"))
+        assert ours.parameters == core.parameters
+        assert ours.core and {one.name for one in ours.core} <= {one.name for one in carried.core}
+
+
 def test_several_at_a_time(copied, finished):
     for method in METHODS:
         for kind in ("train", "evaluate"):

@@ -208,7 +208,8 @@ class _Reader:
             if kind == "train" and (verification := self.file(place, "verification.json", Verification)) is not None:
                 run.verified.append((main, verification))
             if kind == "identify" and main:
-                self._add_cores(place, main, "target" if needs[main[0].method] == "target" else "source")
+                refined = place == main[0].steps.get("refine")
+                self._add_cores(place, main, "target" if refined or needs[main[0].method] == "target" else "source")
             if kind in ("match", "map") and main:
                 self._add_cores(place, main, "carried")
                 self._add_match(place, main)

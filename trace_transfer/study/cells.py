@@ -40,6 +40,10 @@ class Cell:
         return IdentifySettings.of(**self.given["identify"])
 
     @property
+    def refine(self) -> IdentifySettings:
+        return IdentifySettings.of(**{**self.given["identify"], **self.method.refine})
+
+    @property
     def map(self) -> MapSettings:
         return MapSettings.of(**self.given["map"])
 

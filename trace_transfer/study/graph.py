@@ -3,6 +3,8 @@
 warm-start (of each task) → evidence → identify ─┐   (scores at the base need no warm start: identify alone)
 match (source, target) ──────────────────────────┴→ map ─→ train → evaluate
 baseline (the base's scores) ─────────────────────────────────────┘  └→ represent
+
+A method that refines identifies once more behind map, on the target.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import networkx as nx
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.files import sha256_file, sha256_text
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.content import config_files_sha256, tokenizer_sha256
 from trace_transfer.models.sources import ModelSource
@@ -145,6 +148,10 @@ class _Builder:
                 {"match": steps["match"], "identify": cores},
                 source=self.run.source, target=self.run.target, tasks=list(self.tasks),
             )  # fmt: skip
+        if cell.method.refine:
+            assert self.run.target is not None
+            given = {**cell.given["identify"], **cell.method.refine}
+            cores = steps["refine"] = self._at_base(cell.refine, given, self.run.target, {"within": steps["map"]})
         steps["train"] = self._train(cell, cores)
         steps |= self._evaluate(steps["train"])
         return steps
@@ -166,11 +173,7 @@ class _Builder:
         asked = {"model": model, "given": plain(cell.given["identify"])}
         every = {**asked, "tasks": list(self.specs.values())}
         if score.at_base:
-            decided = {
-                **plain(score.deciding()), "max_length": start.max_length, "too_long": start.too_long,
-                "replicates": start.replicates, "seed": start.train.seed, "tasks": list(self.tasks.values()),
-            }  # fmt: skip
-            return {"identify": self._add("identify", decided, inputs, {}, **every)}
+            return {"identify": self._at_base(cell.identify, cell.given["identify"], model, {})}
         steps = {}
         for name, task in self.tasks.items():
             # cache_prefix: as earlier versions recorded it, so that their steps keep their addresses
@@ -184,6 +187,19 @@ class _Builder:
         decided = plain(score.deciding() if start.replicates == 1 else score.recorded())
         steps["identify"] = self._add("identify", decided, inputs, dict(steps), **every)
         return steps
+
+    def _at_base(
+        self, settings: IdentifySettings, given: Mapping[str, Any], model: str, needs: Mapping[str, Step]
+    ) -> Step:
+        start = settings.warm_start
+        decided = {
+            **plain(settings.score.deciding()), "max_length": start.max_length, "too_long": start.too_long,
+            "replicates": start.replicates, "seed": start.train.seed, "tasks": list(self.tasks.values()),
+        }  # fmt: skip
+        return self._add(
+            "identify", decided, self._of_model("model", model), needs, model=model, given=plain(given),
+            tasks=list(self.specs.values()),
+        )  # fmt: skip
 
     def _match(self, cell: Cell) -> Step:
         settings = cell.map

@@ -160,8 +160,10 @@ KINDS: Mapping[str, Kind] = {
 
 
 def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> IdentifyPlan:
+    within = {"within": ticket.before("within")} if "within" in ticket.needs else {}
+    settings = IdentifySettings.of(**ticket.given | within)
     return plan_identify(
-        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=IdentifySettings.of(**ticket.given),
+        ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=settings,
         rules=ticket.rules, out=ticket.directory, with_scores=with_scores,
     )  # fmt: skip
 

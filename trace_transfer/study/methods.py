@@ -6,7 +6,7 @@ Another comparison is another entry here, or an item with `like:` in a run file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ class RunMethod:
         title, what: for tables and for the legend.
         needs: the model on which core sets are identified; those of the source are carried over.
         identify, map, train: settings that make the method; they stand over those of the run.
+        refine: if any, those of a second identification, on the target, within what was carried there.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RunMethod:
     identify: Mapping[str, Any] = field(default_factory=dict)
     map: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    refine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def drawn(self) -> bool:
@@ -64,7 +66,7 @@ def _methods() -> Iterator[RunMethod]:
         )  # fmt: skip
         yield method
 
-    def carried(name: str, title: str, what: str, score: str, train: str = "trace", **how: str) -> RunMethod:
+    def carried(name: str, title: str, what: str, score: str, train: str = "trace", **how: Any) -> RunMethod:
         return RunMethod(name, title, what, "source", {"method": score}, {"carry": "scores"} | how, {"method": train})
 
     found = "core sets identified on the source by"
@@ -75,6 +77,9 @@ def _methods() -> Iterator[RunMethod]:
         told = f"{found} {by}, carried to the target as sets (the paper's way)"
         yield carried(f"transfer-{score}-core", f"Transfer-{by} by core", told, score, carry="core")
 
+    told = "of the 20 % of the target that Transfer-LF carries over, the rows with the highest SNR on the target"
+    yield replace(carried("transfer-snr-rows", "Transfer-LF, then SNR rows", told, "lf", ratio=0.2),
+                  refine=own["snr", "rows"].identify)  # fmt: skip
     yield carried("random", "Random set", "a random set of the size of Transfer-LF's (control)", "lf", "random")
     yield carried("shuffled-map", "Shuffled layer map",
                   "Transfer-LF with the layers of the target shuffled (control)", "lf", match="shuffled")  # fmt: skip

@@ -95,10 +95,11 @@ def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[T
     readings: dict[tuple[str, int, str], int] = {}  # which model reads the tasks in which way: with the first seed
     devices: dict[tuple[str, str], None] = {}  # where the steps compute, by the sections that say so
     for cell, steps in graph.cells:
-        train, start, score = cell.train, cell.identify.warm_start, cell.identify.score
+        train, start = cell.train, cell.identify.warm_start
         readings.setdefault(("target", train.max_length, train.too_long), train.train.seed)
-        if cell.method.needs != "none":
-            readings.setdefault((cell.method.needs, start.max_length, start.too_long), start.train.seed)
+        found_on = [(cell.method.needs, cell.identify.score)] if cell.method.needs != "none" else []
+        for what, score in found_on + ([("target", cell.refine.score)] if cell.method.refine else []):
+            readings.setdefault((what, start.max_length, start.too_long), start.train.seed)
             with noting(f"{cell.method.name}: "):
                 check_settings(score, run.task_names, start.replicates)
             if score.needs_fisher or score.at_base:

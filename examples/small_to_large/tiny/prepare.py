@@ -1,4 +1,4 @@
-"""Writes the run files of the study: two directions × two sets of tasks, else alike; and trains the models.
+"""Writes the run files of the studies: two directions × two sets of tasks, else alike; and trains the models.
 
     python -m examples.small_to_large.tiny.prepare               # half an hour on one core, once
     trace-transfer run examples/small_to_large/tiny/llama_to_qwen3.words.yaml
@@ -22,7 +22,7 @@ SETS = {"words": WORDS, "dialects": DIALECTS}
 TASK = "  - {{name: {0}, data: data/{0}.train.jsonl, template: plain, max_examples: 96}}\n"
 EVALUATION = "  - {{name: {0}, kind: loss, data: data/{0}.test.jsonl, template: plain}}\n"
 RUN = Template("""\
-# Written by examples.small_to_large.tiny.prepare; the four run files differ in the models and in the tasks alone.
+# Written by examples.small_to_large.tiny.prepare; run files of one kind differ in the models and in the tasks alone.
 name: $name
 source: models/$source
 target: models/$target
@@ -32,6 +32,21 @@ tasks:
 $tasks
 evaluations: # nats per token of the right answer
 $evaluations
+$methods
+draws: 2
+seeds: $seeds
+orders: vary
+tuning: {factors: [0.25, 0.5, 1, 2], seeds: [100, 101]}
+$comparisons
+
+identify: {unit: elements, ratio: 0.05, batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 128}
+train: {epochs: 1, batch_size: 8, micro_batch_size: 8, learning_rate: 4.0e-3, max_length: 128, zero: 0,
+        checkpoint_minutes: 60}
+evaluate: {max_length: 128}
+keep: none
+jobs: 2
+""")
+METHODS = """\
 methods:
   # Everything trains, at rates around a smaller one.
   - {name: sequential, like: sequential, train: {learning_rate: 1.0e-3}}
@@ -50,11 +65,8 @@ methods:
   - {<<: *drawn, name: random-rows, like: random-rows}
   - trace-snr-parameters
   - {<<: *drawn, name: random-parameters, like: random-parameters}
-  - {<<: *drawn, name: random-within-parameters, like: random-within-parameters}
-draws: 2
-seeds: $seeds
-orders: vary
-tuning: {factors: [0.25, 0.5, 1, 2], seeds: [100, 101]}
+  - {<<: *drawn, name: random-within-parameters, like: random-within-parameters}"""
+COMPARISONS = """\
 comparisons: # stated beforehand; p is adjusted over them
   - {methods: [trace-lf, transfer-lf], against: random}
   - {methods: [transfer-lf], against: depth-map}
@@ -63,22 +75,32 @@ comparisons: # stated beforehand; p is adjusted over them
   - {methods: [trace-lf-rows, trace-snr-rows], against: random-rows}
   - {methods: [trace-snr-parameters], against: random-parameters}
   - {methods: [trace-snr-parameters], against: random-within-parameters}
-  - {methods: [trace-lf, transfer-lf, trace-lf-rows, trace-snr-rows, trace-snr-parameters], against: sequential}
+  - {methods: [trace-lf, transfer-lf, trace-lf-rows, trace-snr-rows, trace-snr-parameters], against: sequential}"""
 
-identify: {unit: elements, ratio: 0.05, batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 128}
-train: {epochs: 1, batch_size: 8, micro_batch_size: 8, learning_rate: 4.0e-3, max_length: 128, zero: 0,
-        checkpoint_minutes: 60}
-evaluate: {max_length: 128}
-keep: none
-jobs: 2
-""")
+# Does the source add anything to the target's own gradients? Rows by SNR: of the whole target, of the tensors that were
+# carried over, of those carried with shuffled layers; and random rows of the carried tensors.
+REFINED_METHODS = """\
+methods:
+  - trace-snr-rows
+  - transfer-snr-rows
+  - {name: shuffled-snr-rows, like: transfer-snr-rows, map: {match: shuffled},
+     title: "Shuffled layer map, then SNR rows"}
+  - {name: random-inside, like: transfer-snr-rows, train: {method: random-within, learning_rate: 1.6e-2},
+     title: "Transfer-LF, then random rows"}"""
+REFINED_COMPARISONS = """\
+comparisons: # stated beforehand; p is adjusted over them
+  - {methods: [transfer-snr-rows], against: trace-snr-rows}
+  - {methods: [transfer-snr-rows], against: shuffled-snr-rows}
+  - {methods: [transfer-snr-rows], against: random-inside}"""
+KINDS = {"": (METHODS, COMPARISONS, 20), ".refined": (REFINED_METHODS, REFINED_COMPARISONS, 10)}
 
 
-def run_file(direction: str, tasks: str) -> str:
+def run_file(direction: str, tasks: str, kind: str = "") -> str:
     """The text of a run file."""
-    source, target = DIRECTIONS[direction]
+    (source, target), (methods, comparisons, num_seeds) = DIRECTIONS[direction], KINDS[kind]
     return RUN.substitute(
-        name=f"{direction}.{tasks}", source=source, target=target, seeds=list(range(20)),
+        name=f"{direction}.{tasks}{kind}", source=source, target=target, seeds=list(range(num_seeds)),
+        methods=methods, comparisons=comparisons,
         tasks="".join(TASK.format(name) for name in SETS[tasks]),
         evaluations="".join(EVALUATION.format(name) for name in SETS[tasks]),
     )  # fmt: skip
@@ -90,7 +112,9 @@ def main(out: Path) -> None:
     """Write the run files, the tasks and the models that are not there yet."""
     for direction in DIRECTIONS:
         for tasks in SETS:
-            (HERE / f"{direction}.{tasks}.yaml").write_text(run_file(direction, tasks), "utf-8")
+            for kind in KINDS:
+                file = HERE / f"{direction}.{tasks}{kind}.yaml"
+                file.write_text(run_file(direction, tasks, kind), "utf-8")
     write_tasks()
     train_missing(tuple(SHAPES), out)
 
