@@ -23,19 +23,14 @@ def write_core(model: Path, file: Path, task: str = "math", ratio: float = 0.1) 
         component = "+".join(dict.fromkeys(unit.component for unit in units))
         score = (index + 1) / len(shapes)
         parameters.append(CoreTensor(name=name, shape=shape, score=score, component=component, layer=units[0].layer))
-    core = CoreFile(
-        task=task,
-        model=opened.identity,
-        method=Method(name="lf", ratio=ratio),
-        parameters=select(parameters, ratio),
-    )
+    method = Method(name="lf", ratio=ratio)
+    core = CoreFile(task=task, model=opened.identity, method=method, parameters=select(parameters, ratio))
     file.write_text(to_json(core), encoding="utf-8")
     return file
 
 
 def core_of(model: Path, file: Path, chosen: Iterable[str] | Mapping[str, Ranges | None], **changes: object) -> Path:
-    """Write a core file in which the chosen tensors of a model are core, or some rows of them, in this order; returns
-    the file."""
+    """Write a core file in which the chosen tensors of a model are core, or rows of them, in this order; returns it."""
     opened = open_model(model, load_families())
     rows = chosen if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
     shapes = opened.anatomy.inventory.shapes

@@ -24,12 +24,10 @@ SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if f
 TOLERANCE = 1e-6  # norms of transformers compute in float32, also in float64 models
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_blocks():
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
     """The texts here are short: their Gram matrices have several blocks all the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fisher_forms, "BLOCK", 5)
-        yield
+    monkeypatch.setattr(fisher_forms, "BLOCK", 5)
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def evaluations_csv(evaluations: Iterable[Evaluation]) -> str:
 
 
 def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
-    """The steps of a `loss.csv`, of which there must be so many, where that is known."""
+    """The steps of a `loss.csv`; a TrainingError unless they are numbered from 1 to `num_steps`, if that is given."""
     steps: list[Step] = _rows(file, Step._fields, TypeAdapter(list[Step]))
     wanted = len(steps) if num_steps is None else num_steps
     if len(steps) != wanted or any(step.step != number for number, step in enumerate(steps, start=1)):

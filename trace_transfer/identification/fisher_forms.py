@@ -49,8 +49,8 @@ def linear_squares(x_kti: Tensor, g_kto: Tensor, axis: Axis = None) -> Tensor:
 
 
 def gram_is_cheaper(num_tokens: int, num_in: int, num_out: int) -> bool:
-    num_pairs = num_tokens * min(num_tokens, (num_tokens + BLOCK) / 2)
-    return num_pairs * GRAM_PENALTY * (num_in + num_out) < num_tokens * num_in * num_out
+    pairs_of_a_token = min(num_tokens, (num_tokens + BLOCK) / 2)
+    return pairs_of_a_token * GRAM_PENALTY * (num_in + num_out) < num_in * num_out
 
 
 def by_grams(x_kti: Tensor, g_kto: Tensor, by_output: bool) -> Tensor:
