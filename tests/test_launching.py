@@ -248,8 +248,7 @@ One('main')(['meet'])
 
 
 @pytest.mark.parametrize(
-    "rank, number, code",
-    [("0", signal.SIGTERM, 0), pytest.param("1", signal.SIGINT, 130, marks=pytest.mark.slow)],
+    "rank, number, code", [("0", signal.SIGTERM, 0), pytest.param("1", signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 def test_a_wait_for_others_that_never_come_is_ended_by_a_signal(tmp_path, rank, number, code):
     environment = {**os.environ, **WHO, "RANK": rank, "MASTER_PORT": str(launching._free_port())}

@@ -15,34 +15,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CoreCallback",
-    "CoreTraining",
-    "EvaluateSettings",
-    "FrozenMovedError",
-    "IdentifySettings",
-    "MapSettings",
-    "StreamSettings",
-    "TraceTransferError",
-    "UserError",
-    "__version__",
-    "evaluate",
-    "freeze_except",
-    "identify",
-    "map_models",
-    "read",
-    "report",
-    "run",
-    "score",
-    "select",
-    "train",
-    "verify",
-]
+    "CoreCallback", "CoreTraining", "EvaluateSettings", "FrozenMovedError", "IdentifySettings", "MapSettings",
+    "StreamSettings", "TraceTransferError", "UserError", "__version__", "evaluate", "freeze_except", "identify",
+    "map_models", "read", "report", "run", "score", "select", "train", "verify",
+]  # fmt: skip
 
 # Imported when they are asked for: `import trace_transfer` and `trace-transfer --help` are to be quick.
-_LATER = {
-    **dict.fromkeys(
-        ("evaluate", "identify", "map_models", "read", "report", "run", "score", "select", "train", "verify"), "api"
-    ),
+_LATER = {  # all others are of `api`
     **dict.fromkeys(("CoreCallback", "CoreTraining", "freeze_except"), "trainers.frozen"),
     "EvaluateSettings": "evaluation.settings",
     "IdentifySettings": "identification.settings",
@@ -52,6 +31,6 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(f"trace_transfer.{_LATER[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"trace_transfer.{_LATER.get(name, 'api')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,8 +48,7 @@ def listed(values: Paths) -> list[str]:
 def with_settings(function: Function) -> Function:
     """Spell the settings out in a signature, for notebooks and `help`, and say what an unknown name was meant to be.
 
-    An ellipsis stands for the default of the profile.
-    """
+    An ellipsis stands for the default of the profile."""
     signature = inspect.signature(function)
     *own, last = signature.parameters.values()
     (of,) = last.annotation.__args__
@@ -213,8 +212,7 @@ def evaluate(
         >>> scores = tt.evaluate("models/small", suite="mine.yaml", patch=["runs/math.patch.safetensors"])
         >>> {score.name: score.value for score in scores.scores}
     """
-    from trace_transfer.evaluation.evaluating import evaluate as run_evaluation
-    from trace_transfer.evaluation.evaluating import plan_evaluation
+    from trace_transfer.evaluation import evaluating
     from trace_transfer.evaluation.settings import EvaluateSettings
     from trace_transfer.evaluation.suite_file import load_suite
     from trace_transfer.models.sources import ModelSource
@@ -224,7 +222,7 @@ def evaluate(
     chosen = EvaluateSettings.of(**settings)
     of_suite = load_suite(suite).with_data(data or {}).only(listed(only))
     state = ModelState(ModelSource.parse(model), Patch.open_all(listed(patch)))
-    return run_evaluation(plan_evaluation(state, of_suite, chosen), Path(out), reporter or Silent())
+    return evaluating.evaluate(evaluating.plan_evaluation(state, of_suite, chosen), Path(out), reporter or Silent())
 
 
 def verify(

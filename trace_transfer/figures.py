@@ -45,49 +45,34 @@ SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "tr
 
 @dataclass(frozen=True)
 class Cells:
-    """A grid of coloured cells [rows, columns], from its lower left.
+    """A grid of coloured cells [rows, columns], from its lower left."""
 
-    Attributes:
-        values: NaN where there is none: grey if `there`, else nothing.
-        texts: what each cell says, lines separated by newlines.
-        x, y: where the grid begins and ends.
-        ranks: what to colour by instead, from 0 to 1.
-    """
-
-    values: NDArray[np.float64]
-    texts: Sequence[Sequence[str]]
+    values: NDArray[np.float64]  # NaN where there is none: grey if `there`, else nothing
+    texts: Sequence[Sequence[str]]  # what each cell says, lines separated by newlines
     there: NDArray[np.bool_]
-    x: tuple[float, float]
+    x: tuple[float, float]  # x, y: where the grid begins and ends
     y: tuple[float, float]
-    ranks: NDArray[np.float64] | None = None
+    ranks: NDArray[np.float64] | None = None  # what to colour by instead, from 0 to 1
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Points [points, 2] of one kind, the line through them, or both.
-
-    Attributes:
-        sizes: px of each point or of all; 0 draws a line alone.
-        dash: of the line, in plotly's words; "" draws points alone.
-        hollow: points are rings with a dark rim.
-        filled: the line is faint inside.
-        bars: `x` or `y` → how far intervals reach below and above, [points, 2]; in the plot alone.
-        shown: False leaves it to the legend at first.
-    """
+    """Points [points, 2] of one kind, the line through them, or both."""
 
     name: str
     places: NDArray[np.floating]
     colour: str = "white"
-    sizes: Sequence[float] | float = 0
+    sizes: Sequence[float] | float = 0  # px of each point or of all; 0 draws a line alone
     symbol: str = "circle"
     edge: str = INK
-    dash: str = ""
+    dash: str = ""  # of the line, in plotly's words; "" draws points alone
     texts: Sequence[str] = ()
     opacity: float = 1.0
-    hollow: bool = False
-    filled: bool = False
+    hollow: bool = False  # points are rings with a dark rim
+    filled: bool = False  # the line is faint inside
+    # `x` or `y` → how far intervals reach below and above, [points, 2]; in the plot alone
     bars: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    shown: bool = True
+    shown: bool = True  # False leaves it to the legend at first
 
 
 @dataclass(frozen=True)
@@ -167,24 +152,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a page and a PNG show.
-
-    Attributes:
-        note: a line below; `no_value` says what grey cells are.
-        caption, more: Markdown of the page, below the plot and at its end.
-        ranks: whether cells of the page can be coloured by rank.
-        alone: whether the PNG shows the first row alone.
-    """
+    """What a page and a PNG show."""
 
     title: str
     subtitle: str
     rows: Sequence[Row]
-    note: str = ""
+    note: str = ""  # a line below; `no_value` says what grey cells are
     no_value: str = ""
-    caption: str = ""
+    caption: str = ""  # caption, more: Markdown of the page, below the plot and at its end
     more: str = ""
-    ranks: bool = False
-    alone: bool = False
+    ranks: bool = False  # whether cells of the page can be coloured by rank
+    alone: bool = False  # whether the PNG shows the first row alone
 
 
 def colour_range(similarity: NDArray[np.float64]) -> tuple[float, float]:
@@ -213,11 +191,7 @@ def shortened(name: str, length: int) -> str:
 
 
 def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
-    """A row as plotly takes it.
-
-    Args:
-        ranks: with buttons that colour the cells by rank instead.
-    """
+    """A row as plotly takes it; with `ranks`, there are buttons that colour the cells by rank instead."""
     places, width, height = row.layout
     axes: dict[str, Any] = {}
     traces: list[dict[str, Any]] = []
@@ -251,10 +225,9 @@ def plot(row: Row, title: str = "", *, ranks: bool = False) -> Plot:
         "annotations": annotations, **axes, **({"updatemenus": _by_rank(row, traces)} if ranks else {}),
     }  # fmt: skip
     whole = int(width + LEFT + RIGHT)
-    spec = {"data": traces, "layout": layout}
     shrinks = len(row.panels) == 1 and not row.panels[0].cells  # as far as a telephone asks
     least = PHONE if shrinks else min(max(int(whole * LEAST), PHONE), whole)
-    return Plot(title or row.name, spec, int(height + top + row.below), whole, least)
+    return Plot(title or row.name, {"data": traces, "layout": layout}, int(height + top + row.below), whole, least)
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -365,21 +338,18 @@ def _edges(cells: Cells) -> list[NDArray[np.float64]]:
 # ---- the page and the picture
 
 
-def write_html(path: Path, figure: Figure) -> None:
-    """A page of a figure, which needs no network."""
-    plots = [plot(row, row.name, ranks=figure.ranks) for row in figure.rows]
+def write_figure(path: Path, figure: Figure) -> list[Path]:
+    """Write PATH.html, a page that needs no network, and PATH.png, all rows below each other in 150 dpi."""
+    files = [path.with_suffix(".html"), path.with_suffix(".png")]
+    plots = [plot(row, ranks=figure.ranks) for row in figure.rows]
     text = document(
         "figure.md.j2", title=figure.title, subtitle=figure.subtitle, caption=Markdown(figure.caption),
         more=Markdown(figure.more), note=figure.note,
     )  # fmt: skip
-    write_text(path, page(text, Figures({"figure": plots})))
-
-
-def write_png(path: Path, figure: Figure) -> None:
-    """All rows below each other, 150 dpi."""
-    drawing = picture(figure)
-    with replacing(path) as temporary:
-        drawing.savefig(temporary, format="png", **SAVED)
+    write_text(files[0], page(text, Figures({"figure": plots})))
+    with replacing(files[1]) as temporary:
+        picture(figure).savefig(temporary, format="png", **SAVED)
+    return files
 
 
 def picture(figure: Figure, paper: str = "white") -> Drawing:
@@ -426,13 +396,12 @@ def _draw(axes: Axes, row: Row, panel: Panel, told: dict[str, Any], *, first: bo
     from matplotlib.lines import Line2D
 
     low, high = row.scale or (0.0, 1.0)
-    colours = matplotlib.colormaps[COLOURS]
     for cells in panel.cells:
         bare = np.where(np.isnan(cells.values) & cells.there, 0.0, np.nan)
         grey = matplotlib.colors.ListedColormap([NO_VALUE])
         axes.pcolormesh(*_edges(cells), np.ma.masked_invalid(bare), cmap=grey, rasterized=True)
         values = np.ma.masked_invalid(cells.values)
-        axes.pcolormesh(*_edges(cells), values, cmap=colours, vmin=low, vmax=high, rasterized=True)
+        axes.pcolormesh(*_edges(cells), values, cmap=COLOURS, vmin=low, vmax=high, rasterized=True)
     for marks in panel.marks:
         drawn: list[Any] = []
         across, up = marks.places[:, 0], marks.places[:, 1]
@@ -491,9 +460,8 @@ def _label(axes: Axes, panel: Panel, *, first: bool) -> None:
 def _colour_bar(drawing: Drawing, row: Row, box: tuple[float, float, float, float]) -> None:
     import matplotlib
 
-    norm = matplotlib.colors.Normalize(*(row.scale or (0.0, 1.0)))
-    mappable = matplotlib.cm.ScalarMappable(norm, matplotlib.colormaps[COLOURS])
-    bar = drawing.colorbar(mappable, cax=drawing.add_axes(box))
+    colours = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*(row.scale or (0.0, 1.0))), COLOURS)
+    bar = drawing.colorbar(colours, cax=drawing.add_axes(box))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8.5, length=2)
     bar.ax.set_title(row.scale_title, fontsize=9.5, loc="left")

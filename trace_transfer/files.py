@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -22,13 +23,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from trace_transfer.errors import UserError
 from trace_transfer.launching import is_first_rank
 
 PART = ".part"
 LOCK = ".trace-transfer.lock"
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 TAKE_OVER = 0.3  # s in which what a killed process left is removed, and then held
 
 
@@ -41,13 +43,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-
-
 def size(count: float) -> str:
     """Bytes as a person reads them: `1.23 GB`."""
-    scale, unit = next((found for found in SIZES if count >= found[0]), SIZES[-1])
-    return f"{count / scale:.3g} {unit}"
+    rounded = float(f"{count:.3g}")
+    scale, unit = next((found for found in SIZES if rounded >= found[0]), SIZES[-1])
+    return f"{rounded / scale:.3g} {unit}"
 
 
 class DiskFullError(UserError):
@@ -70,19 +70,11 @@ def is_disk_full(error: BaseException) -> bool:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the same directory, renamed at the end, so that no reader ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-    except OSError as error:
-        if is_disk_full(error):
-            raise DiskFullError.writing(path) from error
-        raise
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -94,10 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     """A directory beside it with a temporary name, renamed at the end: there is all of it, or nothing.
-
-    Args:
-        replace: what is there goes when the new one is whole; otherwise only an empty one can be replaced.
-    """
+    With `replace`, what is there goes when the new one is whole; otherwise only an empty one can be replaced."""
     temporary, replaced = (path.with_name(f".{path.name}{end}{PART}") for end in ("", ".old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -171,21 +160,12 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str], option:
 
 
 def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
-    """Remove what killed runs left half-written.
-
-    Args:
-        older_than: seconds since it was last written; more than 0 where another run may be writing now.
-    """
+    """Remove what killed runs left half-written and nobody wrote to for `older_than` seconds; more than 0 where another
+    run may be writing now."""
     for leftover in directory.glob(f".*{PART}"):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime >= older_than:
                 leftover.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ---- one process at a time
@@ -210,9 +190,8 @@ def held(
         return
     file = directory.absolute().with_name(f".{directory.name}.lock") if replaced else directory / name
     native = _has_locks(file.parent)
-    lock: BaseFileLock = (
-        FileLock(file, timeout=patience) if native else SoftFileLock(file, timeout=patience + TAKE_OVER)
-    )
+    kind, timeout = (FileLock, patience) if native else (SoftFileLock, patience + TAKE_OVER)
+    lock = kind(file, timeout=timeout)
     try:
         lock.acquire()
     except Timeout as error:

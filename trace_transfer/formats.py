@@ -48,14 +48,16 @@ def read_any(file: Path | str, kind: type[Strict] | None = None) -> Any:
 
 # ---- schemas
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
-TEXT: Schema = {"type": "string"}
 
 
 def schema_of(file: str) -> Schema:
     """The schema of `run`, `tasks`, `stream`, `suite`, `rules`, or of a command's settings."""
-    return {"$schema": DIALECT, **SCHEMAS[file](), "title": f"trace-transfer: {file}"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **SCHEMAS[file](),
+        "title": f"trace-transfer: {file}",
+    }
 
 
 def _object(properties: Schema, required: tuple[str, ...] = ()) -> Schema:
@@ -87,7 +89,7 @@ def _section(kind: type[Settings]) -> Schema:
 
 def _run() -> Schema:
     sections = {name: _section(kind) for name, kind in SECTIONS.items()}
-    sections["represent"]["properties"]["methods"] = _list(TEXT)
+    sections["represent"]["properties"]["methods"] = _list({"type": "string"})
     own = settings_schema(MethodKeys) | {"like": {"enum": list(METHODS)}}
     own |= {name: sections[name] for name in CHANGEABLE}
     axis = {"anyOf": [{"type": "array"}, {"const": "all"}]}

@@ -104,8 +104,8 @@ class MapKeywords(TypedDict, total=False):
 
 class StreamKeywords(TrainKeywords, total=False):
     method: Literal[
-        "trace", "full", "joint", "lora", "dmt", "random", "random-within", "norms-random", "head-norms-random",
-        "shuffled", "first", "last"
+        "trace", "full", "joint", "lora", "dmt", "random", "random-within", "role-profile", "one-set", "norms-random",
+        "head-norms-random", "shuffled", "first", "last"
     ]  # fmt: skip
     max_length: int
     too_long: Literal["cut", "leave-out"]

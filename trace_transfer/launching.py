@@ -70,11 +70,8 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 def place_among_ranks(environment: Mapping[str, str] | None = None) -> Place:
     """What a launcher (torchrun, accelerate, deepspeed, srun, a script of one's own) has set; without RANK and
-    WORLD_SIZE, or several tasks of srun, there is none.
-
-    Raises:
-        UserError: variables are missing or contradict each other: others would be waited for that never come.
-    """
+    WORLD_SIZE, or several tasks of srun, there is none. A UserError where variables are missing or contradict each
+    other: others would be waited for that never come."""
     environment = os.environ if environment is None else environment
     environment = {**environment, **launcher_variables(environment)}
     if "RANK" not in environment and "WORLD_SIZE" not in environment:  # some clusters always set MASTER_PORT
@@ -147,13 +144,13 @@ def run_processes(
                 logs.rmdir()
 
 
-def run_on_nodes(nodes: int, count: int, arguments: Sequence[str], *, command: Sequence[str] = PROGRAM) -> int:
+def run_on_nodes(nodes: int, count: int, arguments: Sequence[str]) -> int:
     """Start this program `count` times on each node of the SLURM job that this process is the batch script of, with
     srun; the highest exit code. srun kills at SIGTERM, and hands SIGUSR2 on, which says the same here."""
     cores = max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", count)) // count)
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes * count}", f"--ntasks-per-node={count}",
             f"--cpus-per-task={cores}", "--kill-on-bad-exit=1", "--quiet"]  # fmt: skip
-    process = subprocess.Popen([*srun, *command, *arguments], stdin=subprocess.DEVNULL, process_group=0)
+    process = subprocess.Popen([*srun, *PROGRAM, *arguments], stdin=subprocess.DEVNULL, process_group=0)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(signal.SIGUSR2 if number == signal.SIGTERM else number)

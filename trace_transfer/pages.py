@@ -106,16 +106,11 @@ class Plot:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a page shows where its Markdown names it.
+    """What a page shows where its Markdown names it."""
 
-    Attributes:
-        plots: figure → plots of which one is shown at a time.
-        shades: table → shades of its cells.
-        pictures: path → the PNG that the page holds; other pictures of the Markdown are left out.
-    """
-
-    plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)
-    shades: Mapping[str, Shades] = field(default_factory=dict)
+    plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)  # figure → plots of which one is shown at a time
+    shades: Mapping[str, Shades] = field(default_factory=dict)  # table → shades of its cells
+    # path → the PNG that the page holds; other pictures of the Markdown are left out
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -147,10 +142,9 @@ def _parts(text: str, figures: Figures) -> list[Part]:
     from markdown_it import MarkdownIt
 
     writer = MarkdownIt("commonmark", {"html": True}).enable("table").disable(["link", "autolink", "reference"])
-    for kind, write in (("html_block", _tags), ("html_inline", _tags), ("image", _image), ("raw", _raw)):
-        writer.add_render_rule(
-            kind, lambda self, tokens, index, options, env, write=write: write(tokens[index], figures)
-        )
+    rules = {"html_block": _tags, "html_inline": _tags, "image": _image, "raw": lambda token, _: token.content}
+    for kind, write in rules.items():
+        writer.add_render_rule(kind, lambda _, tokens, index, *rest, write=write: write(tokens[index], figures))
     tokens = _arranged(writer.parse(text), figures)
     headings = [index for index, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h2"]
     parts = []
@@ -204,10 +198,6 @@ def _arranged(tokens: Sequence[Token], figures: Figures) -> list[Token]:
     return found
 
 
-def _raw(token: Token, figures: Figures) -> str:
-    return token.content
-
-
 def _tags(token: Token, figures: Figures) -> str:
     """Our own tags and places as they are, the rest as text."""
     if found := FIGURE.match(token.content):
@@ -237,11 +227,8 @@ def _figure(name: str, plots: Sequence[Plot]) -> str:
     specs = [{"title": plot.title, "height": plot.height, "width": plot.width, **plot.spec} for plot in plots]
     plain = json.loads(json.dumps(specs), parse_float=_short, parse_constant=lambda name: None)  # NaN
     text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
-    return (
-        _templates(False)
-        .get_template("page.figure.html.j2")
-        .render(name=name, plots=plots, specs=text, many=len(plots) > MOST_BUTTONS)
-    )
+    template = _templates(False).get_template("page.figure.html.j2")
+    return template.render(name=name, plots=plots, specs=text, many=len(plots) > MOST_BUTTONS)
 
 
 def _short(number: str) -> float:

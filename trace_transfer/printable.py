@@ -25,16 +25,12 @@ OBEYED = re.compile(
 
 def printable(text: str) -> str:
     r"""The text with `\x1b` for an escape, `\u202e` for a turn of direction; tabs and line breaks stay."""
-    return OBEYED.sub(_escape, text.replace("\r\n", "\n"))
+    return OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))
 
 
 def is_name(text: str) -> bool:
     """Whether a text is one line in which nothing is obeyed: what models, tensors and methods may be called."""
     return OBEYED.search(text) is None and not {"\n", "\t"} & set(text)
-
-
-def _escape(found: re.Match[str]) -> str:
-    return found.group().encode("unicode_escape").decode("ascii")
 
 
 def width() -> int:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from trace_transfer.stopping import raise_swallowed_interruption
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EVERY = 10.0  # s between two lines
-
-
 Advance: TypeAlias = Callable[..., None]  # after each step; takes a few words on how it goes, seen until the next one
 
 
@@ -179,14 +178,7 @@ def tell(message: str) -> None:
 @contextmanager
 def telling(listener: Callable[[str], None]) -> Iterator[None]:
     """Within the block, each message of `tell` goes to the listener once."""
-    told: set[str] = set()
-
-    def once(message: str) -> None:
-        if message not in told:
-            told.add(message)
-            listener(message)
-
-    token = _LISTENER.set(once)
+    token = _LISTENER.set(cache(listener))
     try:
         yield
     finally:

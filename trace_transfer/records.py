@@ -86,9 +86,7 @@ def require_task(name: str, what: str = "task") -> str:
 def read_artefact(path: Path | str, kind: type[Strict] | Iterable[type[Strict]]) -> Any:
     """Read one of our JSON files and check all of it; an ArtefactError names all that is wrong with it.
 
-    Args:
-        kind: the class expected; of several the one that its `format` names.
-    """
+    Of several kinds it is read as the one that its `format` names."""
     file = Path(path)
     data = read_json_object(file, ArtefactError)
     found = data.get("format")
@@ -105,11 +103,8 @@ def read_artefact(path: Path | str, kind: type[Strict] | Iterable[type[Strict]])
 
 
 def read_fields(file: Path, kind: type[Fields], error: type[TraceTransferError] = ArtefactError) -> Fields:
-    """Read a JSON file that helps this program alone, or another library's, and has no format of its own.
-
-    Args:
-        kind: a class of fields, of pydantic's or a dataclass.
-    """
+    """Read a JSON file that helps this program alone, or another library's, and has no format of its own, as a class
+    of fields: one of pydantic's or a dataclass."""
     return checked(file, read_json_object(file, error), kind, error)
 
 

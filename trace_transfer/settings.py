@@ -55,7 +55,7 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, AbstractSet)):
+    if isinstance(value, (list, tuple, AbstractSet, Iterator)):
         found = [plain(one) for one in value]
         return sorted(found, key=str) if isinstance(value, AbstractSet) else found
     return value
@@ -63,9 +63,7 @@ def plain(value: Any) -> Any:
 
 def texts(value: Any) -> Any:
     """Several texts, or one: `"norm"` is not n, o, r, m."""
-    if isinstance(value, (str, os.PathLike)):
-        return [plain(value)]
-    return plain(list(value)) if isinstance(value, Iterator) else plain(value)
+    return plain([value] if isinstance(value, (str, os.PathLike)) else value)
 
 
 Count = Annotated[int, Ge(1), Le(LARGEST)]

@@ -15,7 +15,6 @@ from trace_transfer.errors import TraceTransferError
 
 LOOK_EVERY = 0.1  # s
 _noted: list[int] = []  # Ctrl-C within `noted_interruption`
-Handler = Callable[[int, FrameType | None], Any]
 
 
 class StopRequested(TraceTransferError):  # noqa: N818 (not an error)
@@ -23,7 +22,7 @@ class StopRequested(TraceTransferError):  # noqa: N818 (not an error)
 
 
 @contextmanager
-def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+def handling(numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """While it lasts these signals go to a handler. Beside the main thread, where Python has none, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -63,11 +62,8 @@ def stop_on_sigterm() -> Iterator[StopSignal]:
 
 def endable(call: Callable[[], None], what: str) -> None:
     """Do what may wait for ever inside a library, where no signal is heard, so that SIGTERM (StopRequested) and Ctrl-C
-    end it: in a thread, which is left alone when a signal comes, and ends with this process.
-
-    Args:
-        what: it is waited for, for the message: "while …".
-    """
+    end it: in a thread, which is left alone when a signal comes, and ends with this process. `what` it is waited for
+    is for the message: "while …"."""
     from concurrent.futures import Future, wait
 
     if threading.current_thread() is not threading.main_thread():

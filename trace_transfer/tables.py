@@ -57,9 +57,9 @@ class Table:
     note: str = ""
 
 
-def to_text(found: Iterable[Table] | Table, width: int | None = None) -> str:
-    """Plain text within a width, that of the terminal if none is given."""
-    return drawn(lambda page: draw_tables([found] if isinstance(found, Table) else found, page), width) + "\n"
+def to_text(*found: Table) -> str:
+    """Plain text as wide as the terminal."""
+    return drawn(lambda page: draw_tables(found, page)) + "\n"
 
 
 def draw_tables(found: Iterable[Table], page: Page) -> None:

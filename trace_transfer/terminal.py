@@ -43,13 +43,10 @@ def console(*, stderr: bool = False) -> Console:
     return _Console(file=stream, width=columns, markup=False, highlight=False, emoji=False)
 
 
-def drawn(draw: Callable[[Page], None], columns: int | None = None) -> str:
+def drawn(draw: Callable[[Page], None]) -> str:
     """What is drawn on a page without colours, as text."""
     buffer = io.StringIO()
-    plain = _Console(
-        file=buffer, width=columns or width(), color_system=None, markup=False, highlight=False, emoji=False
-    )
-    draw(Page(plain))
+    draw(Page(_Console(file=buffer, width=width(), color_system=None, markup=False, highlight=False, emoji=False)))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
@@ -69,17 +66,10 @@ def is_number(cell: str) -> bool:
 
 
 class Page:
-    """A console that takes every text as it is (no markup).
+    """A console that takes every text as it is (no markup)."""
 
-    Args:
-        columns: another width than the console's own.
-    """
-
-    def __init__(self, console: Console, columns: int | None = None) -> None:
-        if columns is not None:
-            console.width = columns
-        self.console = console
-        self.width = console.width
+    def __init__(self, console: Console) -> None:
+        self.console, self.width = console, console.width
 
     def text(self, text: str, style: str = "") -> Text:
         return Text(printable(text), style, overflow="fold")
@@ -105,8 +95,7 @@ class Page:
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Shown]], title: str = "") -> None:
         """Numbers stand at the right, intervals below their means where the table is too wide.
 
-        Columns that do not fit beside each other make tables below each other, each with the first column.
-        """
+        Columns that do not fit beside each other make tables below each other, each with the first column."""
         if title:
             self.line(title, "bold")
         cells = [[self.text(_told(cell)).plain for cell in row] for row in (headings, *rows)]

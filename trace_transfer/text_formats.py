@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,24 +192,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_consta
 
 def parse_yaml(text: str) -> Any:
     """What a YAML text says, None for an empty one; raises as `parse_json`."""
-    with _told(text):
-        value = _loader()(text).get_single_data()
-        _check(value, MAX_NODES)
-    return value
-
-
-def compose_yaml(text: str) -> Node | None:
-    """The nodes of a YAML text, which know their lines; None for an empty one. Raises as `parse_yaml`."""
-    parse_yaml(text)
-    return _loader()(text).get_single_node()  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _told(text: str) -> Iterator[None]:
     import yaml
 
     try:
-        yield
+        value = _loader()(text).get_single_data()
+        _check(value, MAX_NODES)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
         if mark is None:
@@ -222,6 +208,13 @@ def _told(text: str) -> Iterator[None]:
         raise MalformedTextError(_TOO_DEEP) from error
     except ValueError as error:
         raise MalformedTextError(str(error)) from error
+    return value
+
+
+def compose_yaml(text: str) -> Node | None:
+    """The nodes of a YAML text, which know their lines; None for an empty one. Raises as `parse_yaml`."""
+    parse_yaml(text)
+    return _loader()(text).get_single_node()  # type: ignore[no-any-return]
 
 
 @cache

@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.table import is_small, median_seconds, seconds, show
-from trace_transfer.transfer.similarity import (
-    GramStack,
-    debiased_cka,
-    pack_layer,
-    packed_length,
-)
+from trace_transfer.transfer.similarity import GramStack, debiased_cka, pack_layer, packed_length
 
 SEED = 0
 SHARED = 64  # directions that all layers have in common, so that similarities are not zero

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.table import in_child, is_small, race, show, watched
 from trace_transfer.data.examples import IGNORED, Example, collate, losses
-from trace_transfer.identification.fisher import backward, group_examples, prepare
+from trace_transfer.identification.fisher import backward, prepare
 from trace_transfer.identification.fisher_forms import BLOCK, Pass, Totals, captured, find_sites, gram_is_cheaper
 from trace_transfer.models.checkpoints import return_freed_memory
 
@@ -83,7 +83,7 @@ def opacus(model, examples) -> Callable[[], None]:
 
 def ours(model, examples, streamed: bool = False) -> Callable[[], None]:
     sites = find_sites(model.requires_grad_(False))
-    batch = prepare(group_examples(examples, 1), torch.device("cpu"))
+    batch = prepare([(one,) for one in examples], torch.device("cpu"))
 
     def work() -> None:
         run = Pass(Totals(model, {}))

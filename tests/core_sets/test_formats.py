@@ -12,7 +12,6 @@ from hypothesis import given
 from tests.core_sets.full_size import core_file, core_set, model_of, names_of
 from trace_transfer.core_sets import trainer_settings
 from trace_transfer.core_sets.exporting import COLUMNS, FORMATS, write_csv, write_trl
-from trace_transfer.core_sets.lora import write_peft
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.core_sets.trainer_settings import (
     CoreSet,
@@ -22,6 +21,7 @@ from trace_transfer.core_sets.trainer_settings import (
     write_axolotl,
     write_llama_factory,
     write_ms_swift,
+    write_peft,
 )
 from trace_transfer.errors import UserError
 from trace_transfer.models.sources import inventory_of

@@ -5,8 +5,7 @@ import pytest
 from tests.core_sets import trainers
 from tests.core_sets.full_size import FEATURED, SETS, core_set, fresh, model_of, names_of
 from trace_transfer.core_sets.exporting import FORMATS
-from trace_transfer.core_sets.lora import write_peft
-from trace_transfer.core_sets.trainer_settings import ExportError
+from trace_transfer.core_sets.trainer_settings import ExportError, write_peft
 
 
 @pytest.mark.parametrize("trainer", ["axolotl", "ms-swift"])

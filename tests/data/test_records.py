@@ -35,10 +35,7 @@ def turns(*pairs: tuple[str, str]) -> tuple[Message, ...]:
 
 
 EXPECTED = {
-    "prompt and completion": (
-        turns(("u", "1 + 1 ="), ("a", "2")),
-        turns(("u", "Say\n“naïve”"), ("a", "naïve, 漢")),
-    ),
+    "prompt and completion": (turns(("u", "1 + 1 ="), ("a", "2")), turns(("u", "Say\n“naïve”"), ("a", "naïve, 漢"))),
     "instruction, input (optional) and output": (
         turns(("u", "Add.\n\n1, 2"), ("a", "3")),
         turns(("u", "Say A."), ("a", "A")),

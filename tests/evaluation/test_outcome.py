@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trace_transfer.evaluation.backends import batches_by_length
-from trace_transfer.evaluation.outcome import mean_and_stderr, ratio_and_stderr
+from trace_transfer.evaluation.own_data import mean_and_stderr, ratio_and_stderr
 
 FLOATS = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 

@@ -9,8 +9,7 @@ from tests.reference.scores_one_by_one import answer_tokens, greedy, plain_text
 from trace_transfer.errors import UserError
 from trace_transfer.evaluation.backends import ModelInMemory
 from trace_transfer.evaluation.evaluating import prepare_suite
-from trace_transfer.evaluation.outcome import ratio_and_stderr
-from trace_transfer.evaluation.own_data import matches
+from trace_transfer.evaluation.own_data import matches, ratio_and_stderr
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.evaluation.suite_file import EvaluationSpec
 

@@ -53,10 +53,7 @@ def diffllama(tmp_path) -> Path:
     return tmp_path / "diffllama"
 
 
-ADDED = {
-    "attention.query": ("lambda_q1", "lambda_q2"),
-    "attention.key": ("lambda_k1", "lambda_k2"),
-}
+ADDED = {"attention.query": ("lambda_q1", "lambda_q2"), "attention.key": ("lambda_k1", "lambda_k2")}
 
 
 def test_draft_edit_check(diffllama, tmp_path, monkeypatch):

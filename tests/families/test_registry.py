@@ -47,6 +47,11 @@ def test_all_problems_of_a_file_at_once_each_with_its_line(tmp_path):
         assert words in problem
 
 
+def test_sizes_that_are_no_table(tmp_path):
+    (problem,) = problems_of(write(tmp_path, "family: a\nmodel_types: [a]\nsizes: [hidden_size]\n"))
+    assert problem.endswith(":3: sizes: found a list, Input should be a valid dictionary")
+
+
 def test_problems_of_several_files_come_together(tmp_path):
     first = write(tmp_path, "family: a\nmodel_types: [a]\nextends: lama\n", "a.yaml")
     second = write(tmp_path, "family: b\nmodel_types: [b]\nextends: c\n", "b.yaml")

@@ -31,10 +31,7 @@ def read(base, tuned, with_units=False):
 def test_statistics_are_those_of_whole_tensors_in_float64(tiny, tmp_path, family):
     base = tiny(family)
     assert len(list(base.glob("*.safetensors"))) > 1  # the copies have one: split differently on both sides
-    tuned = {
-        "a": tuned_copy(base, tmp_path / "a", 1),
-        "b": tuned_copy(base, tmp_path / "b", 2, dtype=torch.bfloat16),
-    }
+    tuned = {"a": tuned_copy(base, tmp_path / "a", 1), "b": tuned_copy(base, tmp_path / "b", 2, dtype=torch.bfloat16)}
     deltas, splits = read(base, tuned, with_units=True)
     before, after = weights(base), [weights(path) for path in tuned.values()]
     on_disk = {name.removeprefix("transformer."): name for name in before}

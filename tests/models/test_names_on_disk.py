@@ -91,10 +91,7 @@ def test_a_model_that_was_saved_fused_is_read_as_it_is(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda tensors, key: tensors.pop(key),
-            r"gate_up_proj: Sizes of tensors",
-        ),
+        (lambda tensors, key: tensors.pop(key), r"gate_up_proj: Sizes of tensors"),
         (
             lambda tensors, key: tensors.update({key: tensors[key].bfloat16()}),
             r"gate_up_proj, .*: types bfloat16, float32 on disk, expected",

@@ -9,12 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import REPRESENTATIVES, build_config
 from trace_transfer.errors import ModelError
-from trace_transfer.models.sources import (
-    ModelSource,
-    build_meta_model,
-    load_config,
-    read_inventory,
-)
+from trace_transfer.models.sources import ModelSource, build_meta_model, load_config, read_inventory
 
 
 def test_what_a_name_means(tmp_path, monkeypatch):

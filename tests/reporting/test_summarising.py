@@ -309,4 +309,4 @@ def test_every_table_can_be_written(summary):
         assert {len(one) for one in table.rows} == {len(table.header)}, table.name
         read = list(csv.reader(io.StringIO(to_csv(table))))
         assert len({len(line) for line in read}) == 1 and len(read) == 1 + len(table.rows)
-    assert max(map(len, to_text(every).splitlines())) <= 100
+    assert max(map(len, to_text(*every).splitlines())) <= 100

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.run_files import TARGET
 from tests.transfer.test_draw import plots_in
-from trace_transfer.figures import plot, write_html, write_png
+from trace_transfer.figures import plot, write_figure
 from trace_transfer.represent.draw import centroid_distances, figure, silhouette, spread, table_of
 from trace_transfer.represent.records import RepresentationFile, RepresentedModel
 
@@ -52,7 +52,7 @@ def test_every_panel_has_its_points_its_ellipses_and_the_others_in_grey():
 
 def test_the_page_holds_the_numbers(tmp_path: Path):
     shown = drawn(("base", NASTY))
-    write_html(tmp_path / "page.html", figure(*shown))
+    write_figure(tmp_path / "page", figure(*shown))
     text = (tmp_path / "page.html").read_text("utf-8")
     own = " ".join(re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL).split())
     assert "<title>Last-layer representations of math, code, law</title>" in own
@@ -66,8 +66,8 @@ def test_the_page_holds_the_numbers(tmp_path: Path):
 
 def test_the_picture(tmp_path: Path):
     shown = drawn(("a", "b", "c", NASTY), tasks=(*"abcdefg", "a$x^2$"))
-    for name in ("picture.png", "same.png"):
-        write_png(tmp_path / name, figure(*shown))
+    for name in ("picture", "same"):
+        write_figure(tmp_path / name, figure(*shown))
     assert (tmp_path / "picture.png").read_bytes() == (tmp_path / "same.png").read_bytes()
 
 

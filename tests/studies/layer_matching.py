@@ -29,15 +29,8 @@ from trace_transfer.transfer.matching import agreement, split_half_stability
 from trace_transfer.transfer.policies import POLICIES, Matrix, depth_pairs
 from trace_transfer.transfer.probing import REPRESENTATIONS, TRANSFORMS, LayerRows, read_layers
 from trace_transfer.transfer.records import LayerPair, rated
-from trace_transfer.transfer.settings import PROFILES, MapSettings
-from trace_transfer.transfer.similarity import (
-    SIMILARITIES,
-    GramStack,
-    Halves,
-    pack_layer,
-    packed_length,
-    split_halves,
-)
+from trace_transfer.transfer.settings import MapSettings
+from trace_transfer.transfer.similarity import SIMILARITIES, GramStack, Halves, pack_layer, packed_length, split_halves
 
 ROWS = ("boundary", "word", "example")
 Stacks = dict[tuple[str, str, str], GramStack]  # (rows, representation, transform)
@@ -58,7 +51,7 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        return next((f"**{name}**" for name in PROFILES if self == Variant.of(MapSettings.of(name))), "")
+        return next((f"**{name}**" for name in MapSettings.PROFILES if self == Variant.of(MapSettings.of(name))), "")
 
 
 def read_pair(source: OpenModel, target: OpenModel, probe: ProbeSet, max_length: int = 128) -> tuple[Stacks, Stacks]:

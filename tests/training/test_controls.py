@@ -214,6 +214,42 @@ def test_random_ones_within_each_tensor(family, unit):
     }
 
 
+@pytest.mark.parametrize("unit", ["tensors", "rows"])
+@pytest.mark.parametrize("family", FEW)
+def test_as_many_of_each_component(family, unit):
+    model, core = MODELS[family], large_core(MODELS[family], unit)
+    kinds = [model.anatomy.describe(one.name)[1] for one in core.parameters]
+    told = [one.model_copy(update={"component": "+".join(of)}) for one, of in zip(core.parameters, kinds, strict=True)]
+    core = core.model_copy(update={"parameters": tuple(told)})
+
+    def counts(mask: Mask) -> Counter:
+        of, trained = Counter(), cells(mask, model)
+        for one in told:
+            of[one.component] += one.name in trained and bool(trained[one.name][cells_of([one])[one.name]].all())
+        return of
+
+    one, same, *others = (control("role-profile", core, model, seed) for seed in (0, 0, 1, 2, 3))
+    assert one == same and any(one != other for other in others) and one != mask_of(core, model)
+    assert counts(one) == counts(mask_of(core, model))
+
+
+def test_one_set_for_all_tasks():
+    """By the mean of the scores: what both tasks want a little comes before what one wants more."""
+    model = MODELS["gpt2"]
+    entries = entries_of(model, "tensors")[:4]
+    scores = {"math": (0.9, 0.0, 0.6, 0.1), "code": (0.0, 0.9, 0.6, 0.2)}
+    both = [
+        core_of(
+            model, [e.model_copy(update={"score": n, "core": n == 0.9}) for e, n in zip(entries, of, strict=True)], k
+        )
+        for k, of in scores.items()
+    ]
+    found = [CONTROLS["one-set"](Case(core, model.anatomy, 0, "tensors", FILE, both)) for core in both]
+    assert found == [Mask({entries[2].name: None})] * 2
+    with pytest.raises(MaskError, match="of two tasks or more"):
+        control("one-set", both[0], model)
+
+
 @pytest.mark.parametrize("unit", ["tensors", "rows", "parameters"])
 @pytest.mark.parametrize("name", ["norms-random", "head-norms-random", "random"])
 @pytest.mark.parametrize("family", FEW)

@@ -13,11 +13,17 @@ from trace_transfer.errors import UserError
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import numel
-from trace_transfer.training.methods import LAYOUTS, mixed, read_cores, stages_of
-from trace_transfer.training.settings import NEED_CORE, StreamSettings, load_stream, paper_training
+from trace_transfer.training.methods import LAYOUTS, NEED_CORE, mixed, read_cores, stages_of
+from trace_transfer.training.settings import StreamSettings, load_stream, paper_training
 
 SIZES = {"math": 30, "code": 20, "law": 300}
-FINER = {"random-within", "norms-random", "head-norms-random"}  # of other core sets: test_controls
+FINER = {
+    "random-within",
+    "role-profile",
+    "one-set",
+    "norms-random",
+    "head-norms-random",
+}  # of other core sets: test_controls
 KNOWN = [name for name in LAYOUTS if name not in FINER]
 
 

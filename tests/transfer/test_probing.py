@@ -6,13 +6,15 @@ import torch
 from tests.reference.ordinary_forward import rows_of_all_layers
 from tests.tiny_models import FAMILIES, REPRESENTATIVES, TEXTS, build_tokenizer, tokenizer_kind
 from tests.tuned_models import damage
-from trace_transfer.data.probe import ProbeSet, Reading, RowPlan, plan_rows
+from trace_transfer.data.probe import ProbeSet, RowPlan, plan_rows
 from trace_transfer.errors import ModelError
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.checkpoints import SafetensorsCheckpoint, open_checkpoint
 from trace_transfer.models.sources import ModelSource, load_config, read_inventory
 from trace_transfer.models.stored_weights import read_stored
+from trace_transfer.transfer.mapping import plan_map
 from trace_transfer.transfer.probing import read_layers
+from trace_transfer.transfer.settings import MapSettings
 
 LAYER_PATHS = {kind: family.layer_path for kind, family in load_families().by_model_type.items()}
 
@@ -136,9 +138,7 @@ def test_weights_that_cannot_be_used(copy_of, name, value, message):
         streamed(directory, "llama", plan_for("llama", "boundary"))
 
 
-def test_a_tokenizer_of_another_model_is_refused(tiny):
-    plan = plan_for("llama", "boundary")
-    ids = (*plan.source.ids[:-1], (1, 512))
-    foreign = RowPlan(plan.kind, plan.texts_R, plan.sizes, Reading(ids, plan.source.spans_R2), plan.target)
-    with pytest.raises(ModelError, match=r"token id 512, but its embedding has only 512 rows: the tokenizer belongs"):
-        streamed(tiny("llama"), "llama", foreign)
+def test_a_tokenizer_of_another_model_is_refused(tiny, copy_of):
+    other = copy_of("llama", vocab_size=40)
+    with pytest.raises(ModelError, match=r"token id \d+, but its vocabulary has 40 tokens: the tokenizer belongs"):
+        plan_map(other, tiny("qwen3"), (), MapSettings())

@@ -8,14 +8,7 @@ from hypothesis import strategies as st
 
 from tests.reference import cka_loops
 from tests.transfer.stacks import stack_rows
-from trace_transfer.transfer.similarity import (
-    SIMILARITIES,
-    debiased_cka,
-    linear_cka,
-    split_halves,
-    subset,
-    unpacked,
-)
+from trace_transfer.transfer.similarity import SIMILARITIES, debiased_cka, linear_cka, split_halves, subset, unpacked
 
 
 def texts_of(sizes):

@@ -47,17 +47,12 @@ ELSEWHERE = {
     "represent": "evaluate",
     "verify": "patch",
 }
-INTERRUPTED = (
-    "interrupted; no half-written file is left, and the same command resumes from what is finished"  # if anything is
-)
+INTERRUPTED = "interrupted; no half-written file is left, and the same command resumes from what is finished"
 HIDDEN = ("step",)  # started by other commands
 
 
 class Commands(click.Group):
     """A group whose commands are imported when they are called, so that `--help` answers at once."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in (*COMMANDS, *HIDDEN):
@@ -69,16 +64,6 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches
-
-            close = get_close_matches(args[0], COMMANDS, 1) if args else []
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise click.UsageError(error.message + hint, error.ctx) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click does it, with nothing printed that a terminal would obey."""
@@ -109,7 +94,13 @@ class Commands(click.Group):
                 ctx.exit(code)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PIPED})
+_later = dict.fromkeys(COMMANDS, click.Command("later"))  # `get_command` imports them
+
+
+@click.group(
+    cls=Commands, commands=_later,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PIPED},
+)  # fmt: skip
 @click.version_option(__version__, prog_name="trace-transfer")
 @click.option("--local_rank", type=int, hidden=True, expose_value=False, help="Given by DeepSpeed's launcher.")
 def main() -> None:

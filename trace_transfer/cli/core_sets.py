@@ -7,12 +7,17 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.core_sets.exporting import FORMATS
+from trace_transfer.core_sets.exporting import FORMATS, export_core
+from trace_transfer.core_sets.importing import import_list, import_patterns
+from trace_transfer.files import prepare_directory, refuse_inputs, write_text
 from trace_transfer.progress import quiet_libraries
+from trace_transfer.records import to_json
+
+ENDING = ".core.json"
 
 
 @click.command("export")
-@shared.files("CORE")
+@shared.files("files", metavar="CORE...")
 @click.option(
     "--to", required=True, type=click.Choice(tuple(FORMATS), case_sensitive=False),
     help="The trainer or format: " + "; ".join(f"{name}: {one.about}" for name, one in FORMATS.items()) + ".",
@@ -43,10 +48,6 @@ def export_command(
     """
     if to != "peft" and (rank is not None or alpha is not None):
         raise click.UsageError("--rank and --alpha are those of adapters: they need --to peft")
-
-    from trace_transfer.core_sets.exporting import export_core
-    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-
     out = None if str(out) == "-" else out
     if out is not None:
         refuse_inputs([out], [*files, *([model] if model else [])])
@@ -61,9 +62,6 @@ def export_command(
     prepare_directory(out.parent)
     write_text(out, text)
     click.echo(f"{summary}\nwritten: {out}")
-
-
-ENDING = ".core.json"
 
 
 @click.command("import")
@@ -91,10 +89,7 @@ def import_command(file: Path, source: str, model: str, out: Path, task: str | N
     if task is None and not out.name.endswith(ENDING):
         raise click.UsageError(f"--out must end with {ENDING} and begin with the task, or give --task")
 
-    from trace_transfer.core_sets.importing import import_list, import_patterns
     from trace_transfer.core_sets.overlap import render_core_sets
-    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
-    from trace_transfer.records import to_json
 
     refuse_inputs([out], [file, model])
     quiet_libraries()

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.evaluation.settings import EvaluateSettings
 from trace_transfer.progress import Terminal, quiet_libraries
 from trace_transfer.represent.settings import RepresentSettings
 
 
-@click.command("evaluate", cls=Command)
+@click.command("evaluate", cls=shared.Command)
 @click.argument("model", metavar="MODEL")
 @shared.option(
     "--suite", "suite_name", default="paper", show_default=True, metavar="NAME|FILE", group="Evaluation", common=True,
@@ -32,9 +31,9 @@ from trace_transfer.represent.settings import RepresentSettings
     "--patch", "patches", type=shared.FILE, metavar="FILE",
     help="Apply a patch to the model first. May be repeated, in the order of the stream.",
 )  # fmt: skip
-@shared.out_option("runs/evaluate")
+@shared.out_option(default="runs/evaluate")
 @setting_options(EvaluateSettings)
-@shared.dry_run_option("Print what would be run; load no weights, write nothing.")
+@shared.dry_run_option(help="Print what would be run; load no weights, write nothing.")
 def evaluate_command(
     settings: EvaluateSettings, model: str, suite_name: str, only: tuple[str, ...], data: dict[str, str],
     patches: tuple[Path, ...], out: Path, dry_run: bool,
@@ -71,7 +70,7 @@ def evaluate_command(
     shared.say_next((), "inspect", out / "evaluation.json")
 
 
-@click.command("represent", cls=Command)
+@click.command("represent", cls=shared.Command)
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @shared.option(
     "--tasks", required=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
@@ -85,9 +84,9 @@ def evaluate_command(
     "--patch", "patches", callback=shared.paired, metavar="NAME=FILE",
     help="Apply a patch to the model of that name. May be repeated, in the order of the stream.",
 )  # fmt: skip
-@shared.out_option("runs/represent")
+@shared.out_option(default="runs/represent")
 @setting_options(RepresentSettings)
-@shared.dry_run_option("Print models, widths, texts and tokens; read no weights, write nothing.")
+@shared.dry_run_option(help="Print models, widths, texts and tokens; read no weights, write nothing.")
 def represent_command(
     settings: RepresentSettings, models: tuple[str, ...], tasks: Path, labelled: tuple[tuple[str, str], ...],
     patches: tuple[tuple[str, str], ...], out: Path, dry_run: bool,

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.identification.scores import ScoreSettings
 from trace_transfer.identification.settings import Compute, IdentifySettings, WarmStartSettings
 from trace_transfer.launching import is_first_rank, place_among_ranks
 from trace_transfer.progress import Terminal, quiet_libraries
-
-if TYPE_CHECKING:
-    from trace_transfer.publish.hub import Destination
+from trace_transfer.publish.hub import Destination, publish_cores
 
 SCORING = {*ScoreSettings.names(), *Compute.names()}
 TRAINING = WarmStartSettings.names() - {"seed", "max_length", "too_long"}  # which scoring does not need
 PROFILES = "paper: as the equations say; authors-code: as the published code does"
-PLAN = shared.dry_run_option("Print tasks, steps, memory and disk space; train nothing, write nothing.")
+PLAN = shared.dry_run_option(help="Print tasks, steps, memory and disk space; train nothing, write nothing.")
+tuned_option = partial(shared.many, "--tuned", callback=shared.mapped, metavar="TASK=MODEL")
 
 
-def tuned_option(why: str) -> shared.Decorator:
-    return shared.many("--tuned", callback=shared.mapped, metavar="TASK=MODEL", help=why)
-
-
-def _carry_next(base: str, files: Iterable[Path], unit: str = "tensors") -> None:
+def _carry_next(base: str, files: Sequence[Path], unit: str = "tensors") -> None:
     """Core files are carried to another model with `map`; single parameters are of this one alone."""
-    files = list(files)
     if unit == "parameters":
         shared.say_next(files, "train", base, "--stream", "STREAM.yaml")
         return
@@ -39,11 +32,11 @@ def _carry_next(base: str, files: Iterable[Path], unit: str = "tensors") -> None
     shared.say_next(files, "map", "--src", base, "--dst", "MODEL", *cores, "--out", "runs/carried")
 
 
-@click.command("identify", cls=Command)
+@click.command("identify", cls=shared.Command)
 @click.argument("base", metavar="BASE")
 @shared.tasks_option
-@tuned_option("Use this fine-tuned model instead of a warm start. May be repeated.")
-@shared.out_option("runs/identify")
+@tuned_option(help="Use this fine-tuned model instead of a warm start. May be repeated.")
+@shared.out_option(default="runs/identify")
 @setting_options(IdentifySettings, profiles=PROFILES)
 @shared.rules_option
 @shared.push_options("the core files, with a card,")
@@ -78,15 +71,13 @@ def identify_command(
         click.echo(render_identified(found))
         _carry_next(base, found.files, settings.score.unit)
         if to is not None:
-            from trace_transfer.publish.hub import publish_cores
-
             click.echo(f"sent: {publish_cores(to, found.files, plan.base.source)}")
 
 
-@click.command("warm-start", cls=Command)
+@click.command("warm-start", cls=shared.Command)
 @click.argument("base", metavar="BASE")
 @shared.tasks_option
-@shared.out_option("runs/identify")
+@shared.out_option(default="runs/identify")
 @setting_options(IdentifySettings, without=SCORING)
 @shared.rules_option
 @PLAN
@@ -119,17 +110,17 @@ def warm_start_command(
         shared.say_next((), "score", base, "--tasks", tasks, "--out", out)
 
 
-@click.command("score", cls=Command)
+@click.command("score", cls=shared.Command)
 @click.argument("base", metavar="BASE")
 @tuned_option(
-    "A model fine-tuned from BASE on a task: a directory or a hub name, once for each task. Default: the warm starts "
-    "in --out."
+    help="A model fine-tuned from BASE on a task: a directory or a hub name, once for each task. Default: the warm "
+    "starts in --out."
 )
 @shared.option(
     "--tasks", type=shared.FILE, metavar="FILE", group="Data", common=True,
     help="tasks.yaml: the examples for the Fisher information. Methods lf and fisher need it.",
 )  # fmt: skip
-@shared.out_option("runs/identify")
+@shared.out_option(default="runs/identify")
 @setting_options(IdentifySettings, profiles=PROFILES, without=TRAINING)
 @shared.rules_option
 def score_command(
@@ -156,7 +147,7 @@ def score_command(
 
 
 @click.command("select")
-@shared.files("CORE_FILE")
+@shared.files("files", metavar="CORE_FILE...")
 @click.option("--ratio", type=shared.RATIO, help="New share of the model. Default: as before.")
 @click.option(
     "--unit", type=click.Choice(("tensors", "elements", "rows")), help="What the ratio counts. Default: as before."
@@ -182,7 +173,7 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
 
 
 @click.command("plot")
-@shared.files("CORE_FILE")
+@shared.files("files", metavar="CORE_FILE...")
 @click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="Directory of the heatmaps.")
 def plot_command(files: tuple[Path, ...], out: Path) -> None:
     """Draw the scores in core files of one model as heatmaps of layers × modules, by task and warm-start length.
@@ -193,15 +184,12 @@ def plot_command(files: tuple[Path, ...], out: Path) -> None:
         trace-transfer plot runs/epochs-*/*.core.json --out runs/heatmaps
     """
     from trace_transfer.core_sets.core_file import CoreFile
-    from trace_transfer.figures import write_html, write_png
+    from trace_transfer.figures import write_figure
     from trace_transfer.files import held, refuse_inputs
     from trace_transfer.identification.draw import figure
     from trace_transfer.records import read_artefact
 
-    page, picture = out / "importance.html", out / "importance.png"
-    refuse_inputs([page, picture], files)
+    refuse_inputs([out / "importance.html", out / "importance.png"], files)
     drawing = figure([read_artefact(file, CoreFile) for file in files])
     with held(out):
-        write_html(page, drawing)
-        write_png(picture, drawing)
-    click.echo(f"{page}\n{picture}")
+        click.echo("\n".join(map(str, write_figure(out / "importance", drawing))))

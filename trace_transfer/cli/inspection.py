@@ -87,10 +87,7 @@ def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
 
 def draw_heatmap(similarity: NDArray[np.float64], pairs: Mapping[Pair, bool], page: Page) -> None:
     """Source layers upwards, target layers to the right; if too wide, squares of layers show their largest value.
-
-    Args:
-        pairs: the matched pairs, and whether they are ambiguous.
-    """
+    Of the matched pairs it is told whether they are ambiguous."""
     num_source, num_target = similarity.shape
     margin = len(str(num_source - 1)) + 1
     wide, pool = _cell_width(num_target, page.width - margin)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
 from trace_transfer.progress import Terminal, quiet_libraries
+from trace_transfer.publish.hub import Destination, local_file, publish_cores
 from trace_transfer.transfer.settings import MapSettings
 
-if TYPE_CHECKING:
-    from trace_transfer.publish.hub import Destination
 
-
-@click.command("map", cls=Command)
+@click.command("map", cls=shared.Command)
 @shared.option(
     "--src", required=True, metavar="MODEL", group="Models", common=True,
     help="Source model: a directory, a GGUF file or a hub name.",
@@ -28,13 +24,13 @@ if TYPE_CHECKING:
     help="Core file of the source to be carried to the target. OWNER/NAME:FILE is one on the hub; may be repeated. "
     "Without core files only layers are matched.",
 )  # fmt: skip
-@shared.out_option("runs/map")
+@shared.out_option(default="runs/map")
 @setting_options(
     MapSettings, profiles="paper: biased CKA, one row per text, rows as they are, argmax, core set carried by name"
 )
 @shared.option("--no-cache", is_flag=True, help="Keep no activations.", group="Output")
 @shared.push_options("the translated core files and the layer match, with a card,")
-@shared.dry_run_option("Print tensors, memory and time; read no weights, write nothing.")
+@shared.dry_run_option(help="Print tensors, memory and time; read no weights, write nothing.")
 def map_command(
     settings: MapSettings, src: str, dst: str, core: tuple[str, ...], out: Path, no_cache: bool, to: Destination | None,
     dry_run: bool,
@@ -52,7 +48,6 @@ def map_command(
         raise click.UsageError("--push-to-hub sends core files, and none is carried; give --core")
 
     from trace_transfer.models.checkpoints import hash_weights
-    from trace_transfer.publish.hub import local_file, publish_cores
     from trace_transfer.transfer.draw import render_estimate, render_summary
     from trace_transfer.transfer.mapping import check_out, estimate, plan_map, run_map
 

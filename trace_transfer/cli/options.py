@@ -111,7 +111,7 @@ OUT_DIRECTORY, OUT_FILE = OutPath(), OutPath(file=True)
 RATIO = click.FloatRange(0, 1, min_open=True)
 
 
-def paired(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def paired(ctx: click.Context, parameter: click.Parameter, values: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """`NAME=VALUE` options as pairs."""
     found = []
     for value in values:
@@ -122,7 +122,7 @@ def paired(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return tuple(found)
 
 
-def mapped(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def mapped(ctx: click.Context, parameter: click.Parameter, values: Iterable[str]) -> dict[str, str]:
     """`NAME=VALUE` options as a mapping; a name may be given once."""
     found: dict[str, str] = {}
     for name, value in paired(ctx, parameter, values):
@@ -132,11 +132,7 @@ def mapped(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return found
 
 
-def files(metavar: str, variable: str = "files") -> Decorator:
-    """One file or several, as arguments."""
-    return click.argument(variable, nargs=-1, required=True, type=FILE, metavar=f"{metavar}...")
-
-
+files = partial(click.argument, nargs=-1, required=True, type=FILE)  # one or several
 option = partial(click.option, cls=Option)  # takes `group` and `common`, too
 many = partial(option, multiple=True, group="Data", common=True)
 rules_option = option(
@@ -147,17 +143,11 @@ tasks_option = option(
     "--tasks", required=True, type=FILE, metavar="FILE", group="Data", common=True,
     help="tasks.yaml: the tasks and their data.",
 )  # fmt: skip
-
-
-def out_option(default: str) -> Decorator:
-    return option(
-        "--out", default=default, show_default=True, type=OUT_DIRECTORY, help="Directory of the results.",
-        group="Output", common=True,
-    )  # fmt: skip
-
-
-def dry_run_option(what: str) -> Decorator:
-    return option("--dry-run", is_flag=True, help=what, group="Output", common=True)
+out_option = partial(
+    option, "--out", show_default=True, type=OUT_DIRECTORY, group="Output", common=True,
+    help="Directory of the results.",
+)  # fmt: skip
+dry_run_option = partial(option, "--dry-run", is_flag=True, group="Output", common=True)
 
 
 def say_next(files: Iterable[object], *command: object) -> None:
@@ -172,8 +162,7 @@ def say_next(files: Iterable[object], *command: object) -> None:
 def push_options(what: str) -> Decorator:
     """`--push-to-hub` and `--private` of a command that can send `what`: it gets `to`, the place, or None for nowhere.
 
-    That one may write there is checked before anything is done, by the first of several processes.
-    """
+    That one may write there is checked before anything is done, by the first of several processes."""
 
     def add(function: Any) -> Any:
         @wraps(function)

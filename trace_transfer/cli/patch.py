@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.patch.records import METHODS
+from trace_transfer.files import prepare_directory, refuse_inputs, write_text
+from trace_transfer.patch import records
 from trace_transfer.progress import Terminal, quiet_libraries
+from trace_transfer.publish.hub import Destination, publish_model
+from trace_transfer.records import to_json
 
-if TYPE_CHECKING:
-    from trace_transfer.publish.hub import Destination
-
-PATCHES = shared.files("PATCH", "patches")
+PATCHES = shared.files("patches", metavar="PATCH...")
 OUT = click.option("--out", required=True, type=shared.OUT_DIRECTORY, help="New directory of what is written.")
 
 
@@ -42,8 +41,6 @@ def apply_patches(model: str, patches: tuple[Path, ...], out: Path, to: Destinat
     """
     _move(model, patches, out, revert=False)
     if to is not None:
-        from trace_transfer.publish.hub import publish_model
-
         click.echo(f"sent: {publish_model(to, out, patches)}")
 
 
@@ -79,7 +76,7 @@ def _move(model: str, patches: tuple[Path, ...], out: Path, *, revert: bool) -> 
 @PATCHES
 @OUT
 @click.option(
-    "--merge-method", type=click.Choice(tuple(METHODS)), default="task_arithmetic", show_default=True,
+    "--merge-method", type=click.Choice(tuple(records.METHODS)), default="task_arithmetic", show_default=True,
     help="merge_method in the file for mergekit; edit weights and densities there.",
 )  # fmt: skip
 def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_method: str) -> None:
@@ -94,11 +91,10 @@ def task_models_command(base: str, patches: tuple[Path, ...], out: Path, merge_m
         mergekit-yaml vectors/mergekit.yaml merged
     """
     from trace_transfer.patch.patching import YAML, write_task_models
-    from trace_transfer.patch.records import render_task_models
 
     quiet_libraries()
     models = write_task_models(base, patches, out, Terminal(), merge_method=merge_method)
-    click.echo(render_task_models(models, out.absolute() / YAML))
+    click.echo(records.render_task_models(models, out.absolute() / YAML))
 
 
 @patch_command.command("diff")
@@ -114,11 +110,10 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
         --out instruct.patch.safetensors
     """
     from trace_transfer.patch.patching import diff_models
-    from trace_transfer.patch.records import render_differences
 
     quiet_libraries()
     found, num_tensors = diff_models(first, second, out, Terminal(), task=task)
-    click.echo(render_differences(found, num_tensors))
+    click.echo(records.render_differences(found, num_tensors))
     click.echo(f"written: {out}" if found else "nothing was written")
 
 
@@ -127,9 +122,8 @@ def diff_models_command(first: str, second: str, out: Path, task: str) -> None:
 def show_patches(patches: tuple[Path, ...]) -> None:
     """List what PATCHes hold; no weights are read."""
     from trace_transfer.patch.patches import Patch
-    from trace_transfer.patch.records import render_patch
 
-    click.echo("\n\n".join(render_patch(patch) for patch in Patch.open_all(patches)))
+    click.echo("\n\n".join(records.render_patch(patch) for patch in Patch.open_all(patches)))
 
 
 @click.command("verify")
@@ -158,10 +152,7 @@ def verify_command(
         trace-transfer verify Qwen/Qwen2.5-14B runs/qwen-14b/model \\
             --core math.core.json --core law.core.json
     """
-    from trace_transfer.files import prepare_directory, refuse_inputs, write_text
     from trace_transfer.patch.patching import require_frozen, verify_models
-    from trace_transfer.patch.records import render_verification
-    from trace_transfer.records import to_json
 
     if json_file is not None:
         refuse_inputs([json_file], [base, tuned, *cores, *patches], "--json")
@@ -170,5 +161,5 @@ def verify_command(
     verification = verify_models(base, tuned, cores=cores, patches=patches, reporter=Terminal())
     if json_file is not None:
         write_text(json_file, to_json(verification))
-    click.echo(render_verification(verification))
+    click.echo(records.render_verification(verification))
     require_frozen(verification)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from trace_transfer.errors import ModelError, RulesError
 from trace_transfer.progress import quiet_libraries
 
 if TYPE_CHECKING:
-    from trace_transfer.families.correspondence import Line
     from trace_transfer.terminal import Page
 
 ENDLESS = 10_000  # columns
@@ -39,8 +37,7 @@ def list_families(rules: tuple[str, ...]) -> None:
         kinds = [kind for kind in family.model_types if registry.by_model_type.get(kind) is family]
         of = ", ".join(kinds) or "none left"
         rows.append((name, of, len(family.components) + len(family.outside), display_path(family.location.path)))
-    headings = ("family", "model types", "components", "file")
-    _page().table(headings, rows)
+    _page().table(("family", "model types", "components", "file"), rows)
 
 
 @rules_command.command()
@@ -51,8 +48,7 @@ def check(paths: tuple[Path, ...], rules: tuple[str, ...], model: str | None) ->
     """Check rules files: their text, then each pattern against the real tensor names of a model.
 
     PATHS are rules files or directories of them; without any, all rules are checked. Without --model the model is
-    transformers' default one for each of a family's model types. Models are built without memory for their weights.
-    """
+    transformers' default one for each of a family's model types. Models are built without memory for their weights."""
     from trace_transfer.families.checking import check_family, planned_checks
     from trace_transfer.families.registry import load_families, rules_files
 
@@ -83,31 +79,27 @@ def draft(context: click.Context, model: str, out: Path | None, force: bool, rul
 
     MODEL is a directory, GGUF file or hub name; only its config is read. The file has the names that the nearest family
     has, and at its end a list of those left to assign, with hints. The exit code is 0 if the draft fits the model, 1 if
-    something is left to do.
-    """
+    something is left to do."""
     from trace_transfer.families.checking import write_draft
     from trace_transfer.families.registry import load_families
 
     quiet_libraries()
     summary, verdict, fits = write_draft(model, load_families([Path(path) for path in rules]), out, force)
-    click.echo(summary)
-    click.echo(verdict)
+    click.echo(f"{summary}\n{verdict}")
     context.exit(0 if fits else 1)
 
 
-@rules_command.command()
+@rules_command.command("explain")
 @click.option("--src", required=True, help="Source model: a directory, GGUF file or hub name; only its config is read.")
 @click.option("--dst", required=True, help="Target model, likewise.")
 @rules_option
-def explain(src: str, dst: str, rules: tuple[str, ...]) -> None:
+def explain_tensors(src: str, dst: str, rules: tuple[str, ...]) -> None:
     """Show what each tensor of SRC carries over to in DST, and by which rule.
 
     The layer match is not known here; for the totals layers of the same relative depth are matched, each layer of the
-    deeper model with one, as the default --match of `map` does.
-    """
+    deeper model with one, as the default --match of `map` does."""
     from trace_transfer.families.application import anatomy_of
-    from trace_transfer.families.correspondence import build_correspondence, totals
-    from trace_transfer.families.correspondence import explain as lines_of
+    from trace_transfer.families.correspondence import build_correspondence, explain, totals
     from trace_transfer.families.registry import load_families
     from trace_transfer.models.sources import ModelSource, load_inventory
     from trace_transfer.transfer.policies import POLICIES, depth_pairs
@@ -123,9 +115,12 @@ def explain(src: str, dst: str, rules: tuple[str, ...]) -> None:
         f"{ModelSource.parse(name).display_name} ({anatomy.family})\n{anatomy.layer_path}.{{layer}}.…"
         for name, anatomy in ((src, source), (dst, target))
     ]
-    lines = lines_of(correspondence)
+    rows: list[tuple[str, str, str]] = []
+    for section, lines in groupby(explain(correspondence), key=lambda line: line.section):
+        rows += [("", "", "")] * bool(rows) + [(section, "", "")]
+        rows += [(line.source, line.target, line.why) for line in lines]
     page = _page()
-    page.table((*titles, "rule or reason"), list(_rows(lines)))
+    page.table((*titles, "rule or reason"), rows)
     page.lines(("", *totals(correspondence)))
     page.line(
         f"(layers matched by relative depth, as many as --match {policy} of map matches; a real layer match changes "
@@ -133,18 +128,11 @@ def explain(src: str, dst: str, rules: tuple[str, ...]) -> None:
     )
 
 
-def _rows(lines: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
-    """Each section below its name."""
-    for number, (section, of_it) in enumerate(groupby(lines, key=lambda line: line.section)):
-        if number:
-            yield "", "", ""
-        yield section, "", ""
-        yield from ((line.source, line.target, line.why) for line in of_it)
-
-
 def _page() -> Page:
     """Standard output; into a pipe each line is as long as it is, for grep."""
     from trace_transfer.terminal import Page, console
 
     out = console()
-    return Page(out, None if out.is_terminal or "COLUMNS" in os.environ else ENDLESS)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = ENDLESS
+    return Page(out)

@@ -8,6 +8,10 @@ from pathlib import Path
 import click
 
 from trace_transfer.cli.options import FILE, OUT_DIRECTORY, say_next
+from trace_transfer.progress import Terminal, quiet_libraries
+from trace_transfer.stopping import stop_on_sigterm
+
+FILES = ("run", "tasks", "stream", "suite", "rules", "identify", "map", "train", "evaluate", "represent")
 
 
 @click.command("run")
@@ -46,46 +50,33 @@ def run_command(
     run = replace(run, jobs=jobs or run.jobs)
 
     from trace_transfer.models.checkpoints import hash_weights
-    from trace_transfer.progress import Terminal, quiet_libraries
+    from trace_transfer.reporting.numbers import several
+    from trace_transfer.study.cluster import SCHEDULERS, cancel_jobs, render_jobs
     from trace_transfer.study.graph import build_graph
-    from trace_transfer.study.status import read_status
+    from trace_transfer.study.running import check_plan, excess_here, run_to_the_end
+    from trace_transfer.study.show import Display, render_run, render_run_plan
+    from trace_transfer.study.status import prune_steps, read_status
 
     quiet_libraries()
     hash_weights([run.source, run.target], Terminal())
     graph = build_graph(run)
     if prune:
-        from trace_transfer.reporting.numbers import several
-        from trace_transfer.study.status import prune_steps
-
         removed = prune_steps(graph, run.out)
         click.echo(f"removed {several(len(removed), 'step')}" + (":\n" + "\n".join(removed) if removed else ""))
         return
     if cancel:
-        from trace_transfer.study.cluster import cancel_jobs
-
         ended = cancel_jobs(graph, run.out)
         click.echo(f"{len(ended)} jobs cancelled" + (f": {' '.join(job.id for job in ended)}" if ended else ""))
         return
     status = read_status(graph, run.out, rebuild=rebuild)
     if looks:
-        from trace_transfer.study.cluster import render_jobs
-
         click.echo(render_jobs(graph, status, run.out))
         return
     if dry_run:
-        from trace_transfer.study.running import check_plan, excess_here
-        from trace_transfer.study.show import render_run_plan
-
         click.echo(render_run_plan(graph, status, check_plan(graph, elsewhere=True), jobs=executor == "slurm"))
         if executor == "local" and (excess := excess_here(graph)):
             click.echo(f"! {excess}: here it would be refused")
         return
-
-    from trace_transfer.stopping import stop_on_sigterm
-    from trace_transfer.study.cluster import SCHEDULERS
-    from trace_transfer.study.running import run_to_the_end
-    from trace_transfer.study.show import Display, render_run
-
     with stop_on_sigterm() as stop:
         done = run_to_the_end(graph, status, Display(), stop, SCHEDULERS[executor])
     click.echo(render_run(done.summary, done.files))
@@ -116,11 +107,7 @@ def report_command(run: Path, out: Path | None) -> None:
     written = write_report(run, out)
     if written.unfinished:
         click.echo(f"! the run is not complete: steps not finished: {len(written.unfinished)}", err=True)
-    for file in written.files:
-        click.echo(str(file))
-
-
-FILES = ("run", "tasks", "stream", "suite", "rules", "identify", "map", "train", "evaluate", "represent")
+    click.echo("\n".join(map(str, written.files)))
 
 
 @click.command("schema")

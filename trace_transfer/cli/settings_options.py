@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,8 @@ def setting_options(kind: type[Settings], *, profiles: str = "", without: Collec
         @wraps(function)
         def command(ctx: click.Context, /, config: Path | None, **given: Any) -> Any:
             names = {one.name for one in known} | ({"profile"} if profiles else set())
-            values = {name: value for name, value in given.items() if name in names}
-            others = {name: value for name, value in given.items() if name not in names}
-            return function(settings=_settings(kind, ctx, config, values), **others)
+            values = {name: given.pop(name) for name in names}
+            return function(settings=_settings(kind, ctx, config, values), **given)
 
         for one in reversed(known):
             command = _option(one, schemas[one.name])(command)
@@ -111,25 +110,13 @@ def _type(schema: Mapping[str, Any]) -> Any:
     return click.STRING
 
 
-def _deepspeed_json(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
-    return {} if value is None else read_json_object(value)
-
-
-def _values(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+def _values(ctx: click.Context, parameter: click.Parameter, given: Iterable[str]) -> dict[str, Any]:
     """`NAME=VALUE` options as a mapping; a value as it would stand in a YAML file."""
     return {name: parse_yaml(text) for name, text in mapped(ctx, parameter, given).items()}
 
 
-def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",")) if value else ()
-
-
-def _arguments(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any]:
-    return _values(ctx, parameter, tuple(value.split(",")) if value else ())
-
-
 _READERS: Mapping[str, tuple[Any, Any]] = {
-    "deepspeed": (FILE, _deepspeed_json),
-    "order": (click.STRING, _names),
-    "backend_arguments": (click.STRING, _arguments),
+    "deepspeed": (FILE, lambda ctx, parameter, file: read_json_object(file) if file else {}),
+    "order": (str, lambda ctx, parameter, text: tuple(map(str.strip, text.split(","))) if text else ()),
+    "backend_arguments": (str, lambda ctx, parameter, text: _values(ctx, parameter, text.split(",") if text else ())),
 }

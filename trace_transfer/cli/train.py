@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from trace_transfer.cli import options as shared
-from trace_transfer.cli.options import Command
 from trace_transfer.cli.settings_options import setting_options
-from trace_transfer.launching import place_among_ranks
+from trace_transfer.launching import check_processes, excess_of, place_among_ranks, run_processes
 from trace_transfer.progress import Terminal, quiet_libraries
+from trace_transfer.publish.hub import Destination, publish_stream
+from trace_transfer.stopping import stop_on_sigterm
 from trace_transfer.training.settings import StreamSettings
 
-if TYPE_CHECKING:
-    from trace_transfer.publish.hub import Destination
 
-
-@click.command("train", cls=Command)
+@click.command("train", cls=shared.Command)
 @click.argument("base", metavar="BASE")
 @shared.option(
     "--stream", required=True, type=shared.FILE, metavar="FILE", group="Data", common=True,
     help="stream.yaml: the tasks in order, with their data and core files.",
 )  # fmt: skip
-@shared.out_option("runs/train")
+@shared.out_option(default="runs/train")
 @setting_options(StreamSettings)
 @shared.rules_option
 @shared.push_options("the tuned model, its record and its patches")
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     "--processes", type=click.IntRange(min=1), metavar="N", group="Hardware", common=True,
     help="Processes on this machine, one for each GPU.",
 )  # fmt: skip
-@shared.dry_run_option("Print what would be trained, steps, memory and disk space; train nothing, write nothing.")
+@shared.dry_run_option(help="Print what would be trained, steps, memory and disk space; train nothing, write nothing.")
 def train_command(
     settings: StreamSettings, base: str, stream: Path, out: Path, rules: tuple[str, ...], processes: int | None,
     to: Destination | None, dry_run: bool,
@@ -55,13 +52,11 @@ def train_command(
             f"--processes {processes}: a launcher started {place.size} of them already; leave it out"
         )
     if processes and not dry_run and not place.launched:
-        from trace_transfer.launching import check_processes, run_processes
-
         check_processes(processes)
         sys.exit(run_processes(processes, sys.argv[1:]))
 
     from trace_transfer.models.checkpoints import hash_weights
-    from trace_transfer.stopping import stop_on_sigterm
+    from trace_transfer.training.show import render_stream_plan, render_streamed
     from trace_transfer.training.streaming import needed_space, plan_stream, run_stream
 
     quiet_libraries()
@@ -69,9 +64,6 @@ def train_command(
     hash_weights([base], Terminal())
     plan = plan_stream(base, stream, settings=settings, rules=rules, out=out, num_ranks=num_ranks)
     if dry_run:
-        from trace_transfer.launching import excess_of
-        from trace_transfer.training.show import render_stream_plan
-
         excess = excess_of(processes) if processes and not place.launched else None  # a plan may be for another machine
         notes = [f"--processes {processes}: {excess}: here it would be refused"] if excess else []
         click.echo(render_stream_plan(plan, needed_space(plan), notes))
@@ -79,12 +71,8 @@ def train_command(
     with stop_on_sigterm() as stop:
         done = run_stream(plan, Terminal(), stop)
     if done is not None:
-        from trace_transfer.training.show import render_streamed
-
         click.echo(render_streamed(done))
         shared.say_next((), "evaluate", plan.out / "model", "--suite", "suite.yaml")
         if to is not None:
-            from trace_transfer.publish.hub import publish_stream
-
             patches = [plan.patch(number) for number in range(len(plan.stages))]
             click.echo(f"sent: {publish_stream(to, plan.out, plan.out / 'model', patches)}")

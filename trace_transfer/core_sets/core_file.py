@@ -60,9 +60,7 @@ class CoreTensor(TensorPart):
     """One scored tensor, or the part of a fused one; the parts of one tensor are disjoint.
 
     `component` and `layer` say what it is by its family's rules; a fused (or shared) tensor is of several, `a+b`.
-    `terms` are what the score was made of. `chosen` is how many of its parameters are core, where they are chosen one
-    by one.
-    """
+    `terms` are what the score was made of. `chosen` counts its core parameters, where they are chosen one by one."""
 
     component: str | None = None
     layer: int | None = None

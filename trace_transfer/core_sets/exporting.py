@@ -107,20 +107,14 @@ def export_core(
 ) -> tuple[CoreSet, str]:
     """A core set, of several core files what any trains, and the text that makes a trainer (of `FORMATS`) train it.
 
-    Args:
-        model: the model of the core files; None for the one that they name. Only its config is read, if anything.
-
-    Raises:
-        UserError: files that are no core files, of several models or not of the model given; or the trainer has no
-            words for the core set.
-    """
+    Of the model (None: the one that the files name) only the config is read, if anything. A UserError for files that
+    are no core files, of several models or not of this one, or where the trainer has no words for the core set."""
     cores: dict[str, CoreFile] = {str(file): read_artefact(file, CoreFile) for file in files}
     if to not in FORMATS:
         raise UserError(f"trainer {to!r} is none of {', '.join(FORMATS)}")
     first, write = next(iter(cores.values())), FORMATS[to].write
     shapes = {tensor.name: tuple(tensor.shape) for tensor in first.parameters}
     if write is None:
-        from trace_transfer.core_sets.lora import write_peft
         from trace_transfer.models.sources import build_meta_model, inventory_of
 
         built = build_meta_model(load_config(_source(first.model, model)))
@@ -135,7 +129,7 @@ def export_core(
             "transformers gives it others. Say with --model where the model is"
         )
     core = CoreSet.of(cores, shapes)
-    return core, write_peft(core, built, rank, alpha) if write is None else write(core)
+    return core, trainer_settings.write_peft(core, built, rank, alpha) if write is None else write(core)
 
 
 def _sha256(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -1,7 +1,6 @@
 """Lists of tensors that other programs train or score, as core files; those of the authors' scripts are written, too.
 
-Reads: an Axolotl configuration, what Spectrum wrote or a list of the authors' scripts, and a model's config. The core
-file is returned.
+Reads: an Axolotl configuration, what Spectrum wrote or a list of the authors' scripts; a model's config.
 
 The authors' lists are JSON of three forms: `lf` (combined_score and its terms), `cs` (specificity_score) and the `l2`
 that their script falls back to (delta). A full list ranks every tensor of a model, a selected one holds only the core
@@ -21,7 +20,7 @@ from trace_transfer.core_sets.core_file import EXCLUDED, CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Slice
 from trace_transfer.core_sets.trainer_settings import CoreSet, mask_of_patterns, read_patterns
 from trace_transfer.errors import ArtefactError, listing
-from trace_transfer.families.anatomy import Anatomy, Unit
+from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.models.sources import Ranges
@@ -35,7 +34,6 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cs": ("specificity_score", ()),
     "l2": ("delta", ()),
 }
-
 
 # One entry: its name, its score (larger is more important, whatever the list has), and terms as the methods name them.
 Entry = tuple[str, float, dict[str, float]]
@@ -130,8 +128,7 @@ def import_patterns(
     """A core file from `unfrozen_parameters`, read as Axolotl reads them; `made_by` is recorded.
 
     What trains is core, with a score of 1; the rest has none, since the list does not rank it. Where rows of a tensor
-    train, its other rows are an entry of their own.
-    """
+    train, its other rows are an entry of their own."""
     require_task(task)
     patterns = read_patterns(file)
     opened = open_model(model, load_families([Path(path) for path in rules]))
@@ -162,12 +159,11 @@ def _core_file(model: OpenModel, task: str, tensors: Sequence[CoreTensor], file:
 def _what(anatomy: Anatomy, name: str, rows: Ranges | None) -> dict[str, Any]:
     """Component and layer of a tensor, or of some rows of it."""
 
-    def meets(unit: Unit) -> bool:
-        if rows is None or unit.dim != 0:
-            return True
-        return any(a < d and c < b for a, b in unit.ranges or () for c, d in rows)
-
-    units = [unit for unit in anatomy.units_of(name) if meets(unit)]
+    units = [
+        unit
+        for unit in anatomy.units_of(name)
+        if rows is None or unit.dim != 0 or any(a < d and c < b for a, b in unit.ranges or () for c, d in rows)
+    ]
     component = "+".join(dict.fromkeys(unit.component for unit in units)) or EXCLUDED
     return {"component": component, "layer": units[0].layer if units else None}
 

@@ -1,7 +1,5 @@
 """What is trained: whole tensors, some rows, columns or depth of them, or single parameters. Everything else stays
-bit-identical.
-
-Names are those of `named_parameters()`.
+bit-identical. Names are those of `named_parameters()`.
 
 Single parameters lie in a safetensors file beside the core file, one entry per tensor, under its name: their sorted
 places in the flattened tensor (`int32`; `int64` where it has 2³¹ or more), or a bitmap (`uint8`, lowest bit first)

@@ -17,7 +17,7 @@ Sizes = Mapping[Any, int]  # a core set: its members and their sizes, 1 to count
 
 def jaccard(one: Sizes, other: Sizes) -> float:
     """Size of what two sets share / size of what either holds, in [0, 1]; 0 for two empty sets."""
-    common = sum(one[key] for key in one.keys() & other.keys())
+    common = sum(min(one[key], other[key]) for key in one.keys() & other.keys())
     together = sum(one.values()) + sum(other.values()) - common
     return common / together if together else 0.0
 
@@ -28,11 +28,8 @@ def jaccard_of_cores(one: CoreFile, other: CoreFile) -> tuple[float, float]:
     tensors = jaccard(dict.fromkeys(first, 1), dict.fromkeys(second, 1))
     if one.chosen is None or other.chosen is None:
         return tensors, jaccard(first, second)
-    common = sum(
-        one.parameters_chosen[name].common(part)
-        for name, part in other.parameters_chosen.items()
-        if name in one.parameters_chosen
-    )
+    ours, theirs = one.parameters_chosen, other.parameters_chosen
+    common = sum(ours[name].common(theirs[name]) for name in ours.keys() & theirs.keys())
     return tensors, common / (sum(first.values()) + sum(second.values()) - common)
 
 
@@ -55,17 +52,14 @@ class Reproducibility:
         """Whether the task's replicates share more with each other than with any other task's.
 
         If the task made no difference, `within` would be as likely to be the largest as any of the 2 (K − 1) others: it
-        is by chance with probability 1 / (2 K − 1), for four tasks 14 %. With so few values no test can say more.
-        """
+        is by chance with probability 1 / (2 K − 1), for four tasks 14 %. With so few values no test can say more."""
         return None if self.highest_between is None else self.within > self.highest_between
 
 
 def reproducibility(replicates: Mapping[str, tuple[Sizes, Sizes]]) -> dict[str, Reproducibility]:
     """For each task, how far its two core sets agree, beside their agreement with those of other tasks.
 
-    Between the tasks k and j it takes both J(k_a, j_b) and J(j_a, k_b): like two replicates of a task these see
-    different data.
-    """
+    Between the tasks k and j it takes J(k_a, j_b) and J(j_a, k_b), which see different data as two replicates do."""
     found = {}
     for task, (first, second) in replicates.items():
         others = [pair for other, pair in replicates.items() if other != task]

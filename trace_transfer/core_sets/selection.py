@@ -93,12 +93,8 @@ def reselect(file: Path, ratio: float | None, unit: str | None) -> CoreFile:
 def reselect_all(
     files: Sequence[Path], ratio: float | None, unit: str | None, out: Path | str | None
 ) -> tuple[CoreFile, ...]:
-    """`reselect` for several files, in their order; written into a directory, if one is named.
-
-    Raises:
-        UserError: `rows` of scores of whole tensors, or the other way round; two files of one task, or one that would
-            be written over.
-    """
+    """`reselect` for several files, in their order; written into a directory, if one is named. A UserError for `rows`
+    of scores of whole tensors, or the other way round; for two files of one task, or one that would be written over."""
     chosen = Selection.of(ratio=ratio, unit=unit)
     unusable = "core files that cannot be used"
     cores = each_of(files, lambda file: reselect(file, chosen.ratio, chosen.unit), unusable)

@@ -16,19 +16,12 @@ from typing import Any
 
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.data.records import Message, Record, Records, chosen, read_records, records_sha256
-from trace_transfer.data.rendering import (
-    ChatTemplate,
-    Rendered,
-    RenderingError,
-    plain_prompt,
-    render_chat,
-    render_plain,
-    require_prompt,
-)
+from trace_transfer.data.rendering import Rendered, RenderingError, chat_prompt, plain_prompt, render_chat, render_plain
 from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.errors import listing
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, require_fitting
 
+UNCUT = 1 << 30
 SPECIAL = "conversations in which a text holds a special token, and is read as that token"
 PARTED = "examples read in two parts, as a token would reach from the prompt into the answer"
 Span = tuple[int, int]  # characters of a text, or tokens of an example; the end is exclusive
@@ -54,21 +47,16 @@ def encode_tasks(
 
 
 def encode_task(
-    spec: TaskSpec, records: Records, tokenizer: Any, *, max_length: int = 1024, too_long: str = "cut"
+    spec: TaskSpec, records: Records, tokenizer: Any, *, max_length: int = UNCUT, too_long: str = "cut"
 ) -> TaskData:
-    """Encode a task's records.
-
-    Args:
-        max_length: tokens, special ones included.
-        too_long: `cut` longer examples on the right, or `leave-out`; both are counted.
-
-    A TaskError if the template does not take some records, or cuts all of an answer (all named).
-    """
+    """Encode a task's records. Those of more than `max_length` tokens, special ones included, are `cut` on the right or
+    left out (`leave-out`); both are counted. A TaskError if the template does not take some records, or cuts all of an
+    answer (all named)."""
     template = template_of(spec, tokenizer)
     rendered, counts = _render(spec, records.records, tokenizer, template)
     encoded, counts[PARTED] = _encode(rendered, tokenizer, leading_special_ids(tokenizer, template))
     num_longer = sum(len(one.input_ids) > max_length for one in encoded)
-    kept = [one for one in encoded if too_long == "cut" or len(one.input_ids) <= max_length]
+    kept = (one for one in encoded if too_long == "cut" or len(one.input_ids) <= max_length)
     examples = [
         Example(one.id, one.input_ids[:max_length], one.labels[:max_length]) if len(one.input_ids) > max_length else one
         for one in kept
@@ -107,19 +95,19 @@ def encode_prompts(spec: TaskSpec, records: Sequence[Record], tokenizer: Any) ->
         messages = _with_system(spec, record.messages)[:-1]
         try:
             if template == "chat":
-                chat = ChatTemplate(tokenizer, {**spec.chat_template_kwargs, **record.context})
-                prompts.append(chat.prompt(messages))
-                notes.update(require_prompt(chat, messages, prompts[-1]))
+                prompt, told = chat_prompt(messages, tokenizer, {**spec.chat_template_kwargs, **record.context})
+                notes.update(told)
             else:
-                prompts.append(plain_prompt(messages, tokenizer.eos_token))
+                prompt = plain_prompt(messages, tokenizer.eos_token)
+            prompts.append(prompt)
         except RenderingError as problem:
             problems.append(f"{spec.name}:{record.number}: {problem}")
     _require_taken(spec, problems, len(records), template)
     lead = leading_special_ids(tokenizer, template)
     ids = tokenizer([one.text for one in prompts], add_special_tokens=False, verbose=False)["input_ids"]
     stop_ids, stop_texts = stops(tokenizer, {one.end for one in prompts})
-    told = tuple(f"{what}: {count:,}" for what, count in notes.items())
-    return Prompts(tuple((*lead, *one) for one in ids), stop_ids, stop_texts, template, told)
+    counted = tuple(f"{what}: {count:,}" for what, count in notes.items())
+    return Prompts(tuple((*lead, *one) for one in ids), stop_ids, stop_texts, template, counted)
 
 
 def stops(tokenizer: Any, ends: Iterable[str]) -> tuple[frozenset[int], tuple[str, ...]]:

@@ -76,10 +76,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    """Rows as int64 [rows, longest], padded on the right: with causal attention no token sees what is behind it.
-
-    (Left padding with eager attention gives NaN at every position.)
-    """
+    """Rows as int64 [rows, longest], padded on the right: on the left, eager attention would give NaN everywhere."""
     return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=value)
 
 

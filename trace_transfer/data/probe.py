@@ -29,11 +29,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Short texts without duplicates. `num_duplicates` were left out."""
+    """Short texts without duplicates."""
 
     name: str
     texts: tuple[str, ...]
-    num_duplicates: int = 0
 
     @property
     def sha256(self) -> str:
@@ -44,12 +43,10 @@ def load_probe(path: Path | str | None = None) -> ProbeSet:
     """Read a probe set; None is the one that ships with the package.
 
     A `.jsonl` (or `.json`) file has an object with a `text` on each line. Any other file is plain text: paragraphs
-    divided by blank lines or, where there is no blank line, one text a line. A ProbeError if it is not so.
-    """
+    divided by blank lines or, where there is no blank line, one text a line. A ProbeError if it is not so."""
     file = SHIPPED_PROBE if path is None else Path(path)
-    found = _split(file, read_text(file, ProbeError, hint="; a probe set is a text or JSONL file"))
-    unique = tuple(dict.fromkeys(found))
-    return ProbeSet("shipped" if path is None else str(path), unique, len(found) - len(unique))
+    texts = _split(file, read_text(file, ProbeError, hint="; a probe set is a text or JSONL file"))
+    return ProbeSet("shipped" if path is None else str(path), tuple(dict.fromkeys(texts)))
 
 
 def _split(file: Path, text: str) -> list[str]:
@@ -121,8 +118,7 @@ def plan_rows(
         kind: `boundary` (token ends common to both), `word` (mean over a word's tokens), `example` (mean of a text).
         max_length: tokens after which a text is cut, in either model.
 
-    Raises:
-        ProbeError: fewer than four rows are left.
+    A ProbeError if fewer than four rows are left.
     """
     source = [_encode(source_tokenizer, text, max_length) for text in probe.texts]
     target = [_encode(target_tokenizer, text, max_length) for text in probe.texts]

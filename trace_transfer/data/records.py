@@ -23,17 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_transfer.data.tasks_file import (
-    OPTIONAL,
-    SHAPES,
-    Source,
-    TaskError,
-    TaskSpec,
-    UnusableValueError,
-    describe,
-    locate,
-    parse_source,
-)
+from trace_transfer.data.tasks_file import Source, TaskError, TaskSpec, UnusableValueError, describe, locate, sources_of
 from trace_transfer.errors import listing, suggestion
 from trace_transfer.models.sources import hub_silence
 from trace_transfer.text_formats import MalformedTextError, json_lines, parse_json, read_text
@@ -93,10 +83,9 @@ def read_records(spec: TaskSpec, base_directory: Path | str, *, seed: int = 0) -
     """Read a task's data, a random sample of it where `max_examples` says so, in the order of the file.
 
     A larger sample with the same seed holds the smaller one. A TaskError for no records, unknown columns, no known
-    shape, or records that cannot be used (all named).
-    """
+    shape, or records that cannot be used (all named)."""
     rows = read_rows(spec, base_directory)
-    sources = _sources(spec, [name for name in rows.column_names if name not in spec.ignore])
+    sources = sources_of(spec, [name for name in rows.column_names if name not in spec.ignore])
     left_out = 0
 
     def convert(number: int, fields: Mapping[str, Any]) -> Record:
@@ -128,25 +117,6 @@ def records_sha256(rows: Iterable[Any]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _sources(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
-    """Where each field comes from, of the one shape that the mapped and the remaining columns make up."""
-    sources = {name: parse_source(text) for name, text in spec.fields.items() if isinstance(text, str)}
-    fields = {name for names in SHAPES.values() for name in names}
-    sources |= {name: parse_source(name) for name in fields & set(columns) - set(sources)}
-    if "conversations" in columns:  # ShareGPT's
-        sources.setdefault("messages", parse_source("conversations"))
-    possible = {shape: names for shape, names in SHAPES.items() if set(spec.fields) <= set(names)}
-    complete = [shape for shape, names in possible.items() if set(names) - sources.keys() <= {"input", *OPTIONAL}]
-    if len(complete) == 1:
-        return {name: sources[name] for name in SHAPES[complete[0]] if name in sources}
-    shapes = complete or possible
-    raise TaskError(
-        f"{spec.label}: the columns make up {'more than one' if complete else 'no known'} shape.\n"
-        f"  columns: {', '.join(columns)}\n  shapes:  {'; '.join(shapes)}\n"
-        "Say with fields: which columns are meant, such as fields: {prompt: …, completion: …}"
-    )
 
 
 def convert_all(

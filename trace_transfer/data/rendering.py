@@ -5,8 +5,7 @@ the end-of-text token behind each answer:
 
     {system}\\n\\n{prompt}\\n\\n{answer}{eos}            further turns follow directly after {eos}
 
-Training sees what generation gives: an answer starts where its generation prompt ends, and stops with the end of its
-turn.
+Training sees what generation gives: an answer starts where its generation prompt ends, and stops with its turn.
 """
 
 from __future__ import annotations
@@ -189,10 +188,8 @@ def render_chat(
     An answer of an earlier turn stands in the whole text if that goes on as if the conversation ended there. Where it
     does not (earlier thoughts are left out, the system message moves to the last turn), it gets a text of its own.
 
-    Raises:
-        RenderingError: the template refuses the conversation, leaves something of it out, or (with the mismatch
-            `refuse`, see `TaskSpec`) writes an answer otherwise than it will be generated.
-    """
+    A RenderingError if the template refuses the conversation, leaves something of it out, or (with the mismatch
+    `refuse`, see `TaskSpec`) writes an answer otherwise than it will be generated."""
     template = ChatTemplate(tokenizer, context or {})
     whole = template.write(messages)
     notes = _require_keys(template, messages, whole)
@@ -337,13 +334,16 @@ def _is_written(template: ChatTemplate, messages: Sequence[Message], place: int,
         return True
 
 
-def require_prompt(template: ChatTemplate, messages: Sequence[Message], prompt: Prompt) -> list[str]:
-    """Refuse a prompt that leaves out a turn, a decisive key of one, or tools; returns notes on the other keys."""
+def chat_prompt(messages: Sequence[Message], tokenizer: Any, context: Mapping[str, Any]) -> tuple[Prompt, list[str]]:
+    """What an answer after these turns is generated from, by the tokenizer's chat template, and notes; raises as
+    `render_chat`."""
+    template = ChatTemplate(tokenizer, context)
+    prompt = template.prompt(messages)
     _require_turns(template, messages, prompt.text)
-    if not template.context and not any(message.more for message in messages):
-        return []
+    if not context and not any(message.more for message in messages):
+        return prompt, []
     finished = [*messages, Message("assistant", "So.")]
-    return _require_keys(template, finished, template.write(finished))
+    return prompt, _require_keys(template, finished, template.write(finished))
 
 
 def _without(message: Message, key: str) -> Message:

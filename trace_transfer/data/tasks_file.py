@@ -26,6 +26,16 @@ from trace_transfer.settings import problem_with, texts
 from trace_transfer.text_formats import kind_of, read_yaml
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]+\])*)\}|[{}]")
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
+OPTIONAL = ("system", "tools", "chat_template_kwargs")  # of every shape
+SHAPES: dict[str, tuple[str, ...]] = {
+    "prompt and completion": ("prompt", "completion", *OPTIONAL),
+    "instruction, input (optional) and output": ("instruction", "input", "output", *OPTIONAL),
+    "messages": ("messages", *OPTIONAL),
+}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
+_OTHER_FILES = re.compile(r"\.(txt|tsv|xlsx?|xml|ya?ml|md|zip|gz|bz2|xz|zst|tar|arrow|feather|db|sqlite|py|json5)")
 
 
 class UnusableValueError(UserError):
@@ -104,18 +114,6 @@ def describe(value: Any) -> str:
         return "blank text"
     is_plain = isinstance(value, (str, int, float, list, dict, type(None))) and not isinstance(value, bool)
     return kind_of(value) if is_plain else f"{value!r:.60}"
-
-
-FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # extension → builder of datasets
-OPTIONAL = ("system", "tools", "chat_template_kwargs")  # of every shape
-SHAPES: dict[str, tuple[str, ...]] = {
-    "prompt and completion": ("prompt", "completion", *OPTIONAL),
-    "instruction, input (optional) and output": ("instruction", "input", "output", *OPTIONAL),
-    "messages": ("messages", *OPTIONAL),
-}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Kinds of file that people try, which would otherwise be taken for the name of a hub data set.
-_OTHER_FILES = re.compile(r"\.(txt|tsv|xlsx?|xml|ya?ml|md|zip|gz|bz2|xz|zst|tar|arrow|feather|db|sqlite|py|json5)")
 
 
 class TaskError(UserError):
@@ -207,6 +205,25 @@ class TaskSpec(Strict):
         if self.builder and given:
             found.append(f"{', '.join(given)}: only for hub data sets; {self.data} is a local file")
         return found
+
+
+def sources_of(spec: TaskSpec, columns: Sequence[str]) -> dict[str, Source]:
+    """Where each field comes from, of the one shape that the mapped and the remaining columns make up."""
+    sources = {name: parse_source(text) for name, text in spec.fields.items() if isinstance(text, str)}
+    fields = {name for names in SHAPES.values() for name in names}
+    sources |= {name: parse_source(name) for name in fields & set(columns) - set(sources)}
+    if "conversations" in columns:  # ShareGPT's
+        sources.setdefault("messages", parse_source("conversations"))
+    possible = {shape: names for shape, names in SHAPES.items() if set(spec.fields) <= set(names)}
+    complete = [shape for shape, names in possible.items() if set(names) - sources.keys() <= {"input", *OPTIONAL}]
+    if len(complete) == 1:
+        return {name: sources[name] for name in SHAPES[complete[0]] if name in sources}
+    shapes = complete or possible
+    raise TaskError(
+        f"{spec.label}: the columns make up {'more than one' if complete else 'no known'} shape.\n"
+        f"  columns: {', '.join(columns)}\n  shapes:  {'; '.join(shapes)}\n"
+        "Say with fields: which columns are meant, such as fields: {prompt: …, completion: …}"
+    )
 
 
 Spec = TypeVar("Spec", bound=TaskSpec)

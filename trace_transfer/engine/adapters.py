@@ -40,18 +40,14 @@ A, B = ".lora_A", ".lora_B"
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A starting point whose adapters alone are to be trained (give `mask` to `train`).
-
-    Attributes:
-        seed: A is drawn from it and from the name alone, so that all ranks have the same, whatever was drawn before.
-        adapter: directory of an adapter of the same kind to go on with; None for a new one.
-    """
+    """A starting point whose adapters alone are to be trained (give `mask` to `train`)."""
 
     start: StartingPoint
     rank: int = 8
     alpha: float = 16.0
+    # A is drawn from it and from the name alone, so that all ranks have the same, whatever was drawn before
     seed: int = 0
-    adapter: Path | None = None
+    adapter: Path | None = None  # directory of an adapter of the same kind to go on with; None for a new one
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
@@ -103,12 +99,11 @@ class AdaptedModel:
 
     def write(self, directory: Path, values: Iterable[tuple[str, Tensor]]) -> None:
         """Write trained adapters for `PeftModel.from_pretrained` and for a next stage."""
-        config = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in self._layout[0].to_dict().items()
-        }
+        config = {**self._layout[0].to_dict(), "inference_mode": True}
         tensors = {_stored(name): value for name, value in values}
         directory = prepare_directory(directory, "adapter's directory")
-        write_text(directory / CONFIG, json.dumps({**config, "inference_mode": True}, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # JSON has no sets
+        write_text(directory / CONFIG, text + "\n")
         write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
 
     def merged(self, state_value: Callable[[str], Tensor], adapter: Path) -> Values:

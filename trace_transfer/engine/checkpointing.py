@@ -33,7 +33,7 @@ from trace_transfer.errors import TrainingError, listing
 from trace_transfer.files import PART, DiskFullError, new_directory, write_text
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.records import library_versions, read_fields
-from trace_transfer.settings import flat
+from trace_transfer.settings import flat, side_by_side
 from trace_transfer.text_formats import read_text
 
 LOSSES, EVALUATIONS = "loss.csv", "eval.csv"
@@ -46,19 +46,13 @@ States = Iterable[tuple[str, Mapping[str, Tensor]]]
 
 
 class Step(NamedTuple):
-    """One optimizer step, counted from 1.
-
-    Attributes:
-        loss: mean cross-entropy of the supervised tokens of the global batch before the step, in nats.
-        grad_norm: of the whole gradient, before it is clipped.
-        tokens: read in this step, padding not counted; of those `supervised` were learned from.
-    """
+    """One optimizer step, counted from 1."""
 
     step: int
-    loss: FiniteFloat
+    loss: FiniteFloat  # mean cross-entropy of the supervised tokens of the global batch before the step, in nats
     learning_rate: FiniteFloat
-    grad_norm: FiniteFloat
-    tokens: int
+    grad_norm: FiniteFloat  # of the whole gradient, before it is clipped
+    tokens: int  # read in this step, padding not counted; of those `supervised` were learned from
     supervised: int
 
 
@@ -80,7 +74,7 @@ def evaluations_csv(evaluations: Iterable[Evaluation]) -> str:
 
 def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
     """The steps of a `loss.csv`; a TrainingError unless they are numbered from 1 to `num_steps`, if that is given."""
-    steps: list[Step] = _rows(file, Step._fields, TypeAdapter(list[Step]))
+    steps: list[Step] = _rows(file, Step)
     wanted = len(steps) if num_steps is None else num_steps
     if len(steps) != wanted or any(step.step != number for number, step in enumerate(steps, start=1)):
         raise TrainingError(f"{file}: has {len(steps)} steps, expected {wanted}, one after the other")
@@ -89,7 +83,7 @@ def read_csv(file: Path, num_steps: int | None = None) -> list[Step]:
 
 def read_evaluations(file: Path) -> tuple[Evaluation, ...]:
     """The evaluations of an `eval.csv`; none where there is no such file."""
-    found, lines = [], _rows(file, _Row._fields, TypeAdapter(list[_Row])) if file.is_file() else []
+    found, lines = [], _rows(file, _Row) if file.is_file() else []
     for step, several in groupby(lines, key=lambda row: row.step):
         rows = list(several)
         found.append(Evaluation(step, {r.task: r.loss for r in rows}, {r.task: r.supervised for r in rows}))
@@ -100,13 +94,14 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in rows)  # no value needs quotes
 
 
-def _rows(file: Path, columns: Sequence[str], kind: TypeAdapter[list[Any]]) -> list[Any]:
+def _rows(file: Path, kind: Any) -> list[Any]:
+    """The lines of a table, each as a tuple of that kind; its fields are the columns."""
     head, *lines = read_text(file, TrainingError).split("\n")
     with suppress(ValidationError):
-        rows = kind.validate_python([line.split(",") for line in lines[:-1]])
-        if head == ",".join(columns) and lines[-1:] == [""]:
+        rows: list[Any] = TypeAdapter(list[kind]).validate_python([line.split(",") for line in lines[:-1]])
+        if head == ",".join(kind._fields) and lines[-1:] == [""]:
             return rows
-    raise TrainingError(f"{file}: damaged; expected whole lines of {', '.join(columns)}")
+    raise TrainingError(f"{file}: damaged; expected whole lines of {', '.join(kind._fields)}")
 
 
 def add_step(directory: Path, step: Step) -> None:
@@ -156,13 +151,8 @@ class Saved:
             raise TrainingError(f"{self.path}: {told}:\n{listing(sorted(wrong))}")
 
     def require_same(self, identity: Identity) -> None:
-        found, expected = flat(self.identity), flat(json.loads(json.dumps(identity)))
-        problems = [
-            f"{key}: {found.get(key)!r} in the checkpoint, {expected.get(key)!r} now"
-            for key in sorted(found.keys() | expected.keys())
-            if found.get(key) != expected.get(key)
-        ]
-        if problems:
+        pairs = side_by_side(flat(self.identity), flat(json.loads(json.dumps(identity))))
+        if problems := [f"{key}: {then!r} in the checkpoint, {now!r} now" for key, then, now in pairs if then != now]:
             raise TrainingError(
                 f"{self.path}: a training of {len(self.steps)} steps was stopped here, but it differs from this one:\n"
                 + listing(problems)
@@ -171,8 +161,7 @@ class Saved:
 
 
 def find(directory: Path) -> Saved | None:
-    paths = _paths(directory)
-    if not paths:
+    if not (paths := _paths(directory)):
         return None
     path = paths[-1]
     try:

@@ -168,10 +168,8 @@ def open_ranks() -> Iterator[Ranks]:
 def _device_of(place: Place) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if place.local_rank >= (num_gpus := torch.cuda.device_count()):
-        raise UserError(
-            f"LOCAL_RANK is {place.local_rank}, and this process sees {num_gpus} GPU(s): each needs its own"
-        )
+    if place.local_rank >= (gpus := torch.cuda.device_count()):
+        raise UserError(f"LOCAL_RANK is {place.local_rank}, and this process sees {gpus} GPU(s): each needs its own")
     device = torch.device("cuda", place.local_rank)
     torch.cuda.set_device(device)
     return device

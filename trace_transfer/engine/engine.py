@@ -19,10 +19,11 @@ An exact training needs some care, measured on DeepSpeed 0.19.8:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,9 @@ from trace_transfer.engine.deepspeed_json import configuration
 from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
 from trace_transfer.engine.optimizers import Treatment, build
 from trace_transfer.engine.settings import TrainSettings
-from trace_transfer.engine.slices import freeze, places_of, shapes_of
+from trace_transfer.engine.slices import freeze, outside, places_of, shapes_of, whole_of
 from trace_transfer.engine.supervised_loss import give_loss
-from trace_transfer.errors import ModelError, TraceTransferError, UserError
+from trace_transfer.errors import UserError
 from trace_transfer.models.running import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -152,6 +153,10 @@ class Engine:
             norm = float(self.deepspeed.get_global_grad_norm())
         return norm if self.deepspeed.was_step_applied() else float("nan")
 
+    def frozen_values(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value in use of all that is frozen of each tensor, one at a time, on the CPU."""
+        return ((name, outside(whole_of(p), self.sliced.get(name))) for name, p in self.frozen.items())
+
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Name and float32 master weight of all that is trained of each tensor, one at a time, on the CPU."""
         return ((name, self.get(name, MASTER)) for name in self.parameters)
@@ -199,8 +204,7 @@ class Engine:
                 for master in self._plain.values():
                     master.grad = torch.zeros_like(master)
                 optimizer.step()
-                for master in self._plain.values():
-                    master.grad = None
+                optimizer.zero_grad()
             for state in optimizer.state.values():
                 for kind in state.keys() & kinds:
                     state[kind].zero_()
@@ -233,7 +237,7 @@ class Engine:
 @contextmanager
 def open_engine(
     model: PreTrainedModel, settings: TrainSettings, ranks: Ranks, mask: Mask, treated: Mapping[str, Treatment]
-) -> Iterator[Engine]:  # fmt: skip
+) -> Iterator[Engine]:
     """A new engine for one stage of training. The model, for ZeRO 3 as `fill_partitioned` leaves it, belongs to it."""
     with _releasing_linear() if settings.zero == 3 else nullcontext():
         engine = Engine(model, settings, ranks, mask, treated)
@@ -243,18 +247,12 @@ def open_engine(
             engine.close()
 
 
-@contextmanager
-def _releasing_linear() -> Iterator[None]:
+def _releasing_linear() -> AbstractContextManager[object]:
     """DeepSpeed's own `linear` in torch's place, as `zero.Init` puts it there for good: torch's keeps every gathered
     weight from the forward to the backward pass, and with them the whole model on each rank."""
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
-    before = torch.nn.functional.linear
-    torch.nn.functional.linear = zero3_linear_wrap
-    try:
-        yield
-    finally:
-        torch.nn.functional.linear = before
+    return patch.object(nn.functional, "linear", zero3_linear_wrap)
 
 
 def resolve_precision(settings: TrainSettings) -> torch.dtype:
@@ -264,37 +262,27 @@ def resolve_precision(settings: TrainSettings) -> torch.dtype:
 def _partition(parameter: Any, value: Tensor) -> Tensor:
     """This rank's part of a tensor under ZeRO 3, padded with zeros."""
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
-    part = torch.zeros(size, dtype=value.dtype, device=value.device)
     mine = value.flatten()[size * rank : size * (rank + 1)]
-    part[: mine.numel()] = mine
-    return part
+    return nn.functional.pad(mine, (0, size - mine.numel()))
 
 
 def fill_partitioned(
     model: PreTrainedModel, values: Iterable[tuple[str, Tensor]], config: dict[str, Any], ranks: Ranks
 ) -> None:
-    """Give a meta-device model its weights, each rank its part of each; collective, and a ModelError on all ranks. The
-    values come in the model's order, and are asked for on the first rank only."""
+    """Give a meta-device model its weights, each rank its part of each; collective. The values come in the model's
+    order, and are asked for on the first rank only; what they raise there is a TrainingError on the others."""
     with quiet():
         zero = deepspeed_library().zero.Init(config_dict_or_path=config)
     source = iter(values)
     for name, places in places_of(model).items():
         meta = model.get_parameter(name)
-        problem, value = None, None
-        if ranks.is_first:
-            try:
-                _, value = next(source)
-            except (TraceTransferError, OSError) as error:
-                problem = error
-        if ranks.any(problem is not None):
-            raise problem or ModelError(f"the first rank could not read {name}; it says why")
-        if value is None:
-            value = torch.empty(meta.shape, dtype=meta.dtype)
+        read = ranks.first_alone(lambda: next(source)[1], f"the first rank could not read {name}; it says why")
+        value = torch.empty(meta.shape, dtype=meta.dtype) if read is None else read
         parameter = nn.Parameter(value.to(ranks.device, meta.dtype), requires_grad=False)
         zero._convert_to_zero_parameters([parameter])  # takes the first rank's values, keeps this rank's part
         for module, attribute in places:
             setattr(module, attribute, parameter)
-        del value, parameter
+        del read, value, parameter
     if ranks.is_first:
         next(source, None)  # so that it lets go of the last one
     for module in model.modules():

@@ -45,14 +45,7 @@ MOST_LIVE = 1_000_000_000  # elements that ZeRO 3 gathers at most, DeepSpeed's d
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one training: the trained tensors, elements in them and their share; bytes on the device of each rank.
-
-    Attributes:
-        activations: of one micro-batch.
-        buffers: at most, of DeepSpeed's communication buffers and, with ZeRO 3, gathered parameters.
-        host: bytes in the memory of the CPU, per rank, where something is offloaded.
-        checkpoint, patch: bytes on the disk.
-    """
+    """Of one training: the trained tensors, elements in them and their share; bytes on the device of each rank."""
 
     num_parameters: int
     num_elements: int
@@ -60,11 +53,11 @@ class Estimate:
     parameters: int
     gradients: int
     optimizer: int
-    activations: int
-    buffers: int
-    host: int
+    activations: int  # of one micro-batch
+    buffers: int  # at most, of DeepSpeed's communication buffers and, with ZeRO 3, gathered parameters
+    host: int  # bytes in the memory of the CPU, per rank, where something is offloaded
     num_steps: int
-    checkpoint: int
+    checkpoint: int  # checkpoint, patch: bytes on the disk
     patch: int
 
 

@@ -33,7 +33,7 @@ from trace_transfer.engine.optimizers import Describe, problems, schedule, treat
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import gathered, outside, put, shapes_of, taken
 from trace_transfer.engine.tracking import Trackers, open_trackers, require_trackers
-from trace_transfer.errors import FrozenMovedError, TraceTransferError, TrainingError, UserError, listing
+from trace_transfer.errors import FrozenMovedError, TrainingError, UserError, listing
 from trace_transfer.files import prepare_directory, remove_leftovers, write_text
 from trace_transfer.models.running import attend
 from trace_transfer.models.tensors import differing, dtype_name
@@ -318,21 +318,16 @@ class Run:
 
 def require_frozen_in_use(engine: Engine, start: StartingPoint, dtype: torch.dtype, ranks: Ranks, label: str) -> None:
     """Compare every frozen weight in use with the starting point's, bit for bit; collective."""
-    moved, problem = [], None
-    expected = iter(start.values(engine.frozen, dtype)) if ranks.is_first else iter(())
-    for name, parameter in engine.frozen.items():
-        with gathered(parameter):
-            found, part = parameter.detach().to("cpu", copy=True), engine.sliced.get(name)
-        if ranks.is_first and problem is None:
-            try:
-                _, value = next(expected)
-            except (TraceTransferError, OSError) as error:
-                problem = error
-                continue
-            if differing(outside(found, part), outside(value, part)).any():
-                moved.append(name)
-    if ranks.any(bool(moved) or problem is not None):
-        raise problem or FrozenMovedError(
+    in_use, parts = engine.frozen_values(), engine.sliced
+
+    def compare() -> list[str]:
+        pairs = zip(in_use, start.values(engine.frozen, dtype), strict=True)
+        return [name for (name, one), (_, other) in pairs if differing(one, outside(other, parts.get(name))).any()]
+
+    told = f"{label}: the first rank could not read the starting point; it says why"
+    moved = ranks.first_alone(compare, told, in_use)
+    if ranks.any(bool(moved)):
+        raise FrozenMovedError(
             f"{label}: weights that were to stay frozen moved while training; nothing of this stage is kept:\n"
             + listing(moved or ["the first rank names them"])
         )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,11 +41,8 @@ def _adamw(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
     return dict.fromkeys(kinds, 4 * math.prod(shape))
 
 
-def _momentum(default: float) -> State:
-    def state(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
-        return {"momentum_buffer": 4 * math.prod(shape)} if args.get("momentum", default) else {}
-
-    return state
+def _momentum(default: float, shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+    return {"momentum_buffer": 4 * math.prod(shape)} if args.get("momentum", default) else {}
 
 
 def _adafactor(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
@@ -55,55 +53,45 @@ def _adafactor(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
     return found | {"exp_avg_sq_row": 4 * rows, "exp_avg_sq_col": 4 * columns}
 
 
-def _8bit(num_moments: int) -> State:
-    def state(shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
-        numel, numbers = math.prod(shape), range(1, num_moments + 1)
-        if numel < args.get("min_8bit_size", SMALLEST_8BIT):
-            return {f"state{number}": 4 * numel for number in numbers}
-        scales = {f"absmax{number}": 4 * math.ceil(numel / BLOCK) for number in numbers}
-        return {f"state{number}": numel for number in numbers} | scales
-
-    return state
+def _8bit(num_moments: int, shape: Shape, args: Mapping[str, Any]) -> dict[str, int]:
+    numel, numbers = math.prod(shape), range(1, num_moments + 1)
+    if numel < args.get("min_8bit_size", SMALLEST_8BIT):
+        return {f"state{number}": 4 * numel for number in numbers}
+    scales = {f"absmax{number}": 4 * math.ceil(numel / BLOCK) for number in numbers}
+    return {f"state{number}": numel for number in numbers} | scales
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What is known of an optimizer, a class at a `place`, before it is made.
-
-    Attributes:
-        state: shape and arguments → bytes of each kind of state that it keeps of a tensor, beside its weights.
-        args: names of arguments that a user may give.
-        fixed: arguments that make it what its name says.
-        whole: why it needs whole tensors; None where any part of them will do.
-        rest: the optimizer of the tensors that it does not take: it takes matrices but for embeddings and heads.
-    """
+    """What is known of an optimizer, a class at a `place`, before it is made."""
 
     place: str
-    state: State
-    args: tuple[str, ...]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    whole: str | None = None
+    state: State  # shape and arguments → bytes of each kind of state that it keeps of a tensor, beside its weights
+    args: tuple[str, ...]  # names of arguments that a user may give
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments that make it what its name says
+    whole: str | None = None  # why it needs whole tensors; None where any part of them will do
+    # the optimizer of the tensors that it does not take: it takes matrices but for embeddings and heads
     rest: str | None = None
 
 
-_ADAMW8 = Optimizer("bitsandbytes.optim.AdamW8bit", _8bit(2), ("betas", "eps", "min_8bit_size"), whole=_BLOCKS)
+_ADAMW8 = Optimizer("bitsandbytes.optim.AdamW8bit", partial(_8bit, 2), ("betas", "eps", "min_8bit_size"), whole=_BLOCKS)
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw_torch": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad")),
     "adamw_torch_fused": Optimizer("torch.optim.AdamW", _adamw, ("betas", "eps", "amsgrad"), {"fused": True}),
-    "sgd": Optimizer("torch.optim.SGD", _momentum(0), ("momentum", "nesterov")),
+    "sgd": Optimizer("torch.optim.SGD", partial(_momentum, 0), ("momentum", "nesterov")),
     "adafactor": Optimizer(
         "transformers.Adafactor", _adafactor, ("eps", "clip_threshold", "decay_rate", "beta1", "scale_parameter"),
         {"relative_step": False, "scale_parameter": False}, whole=_MATRIX,
     ),
     "muon": Optimizer(
-        "torch.optim.Muon", _momentum(0.95),
+        "torch.optim.Muon", partial(_momentum, 0.95),
         ("momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
         {"adjust_lr_fn": "match_rms_adamw"}, whole=_MATRIX, rest="adamw_torch",
     ),
     "adamw_8bit": _ADAMW8,
     "adamw_bnb_8bit": _ADAMW8,
     "paged_adamw_8bit": Optimizer("bitsandbytes.optim.PagedAdamW8bit", _ADAMW8.state, _ADAMW8.args, whole=_BLOCKS),
-    "lion_8bit": Optimizer("bitsandbytes.optim.Lion8bit", _8bit(1), ("betas", "min_8bit_size"), whole=_BLOCKS),
+    "lion_8bit": Optimizer("bitsandbytes.optim.Lion8bit", partial(_8bit, 1), ("betas", "min_8bit_size"), whole=_BLOCKS),
 }  # fmt: skip
 # Arguments of `transformers.get_scheduler`, by its names. Those that need a metric in each step are not here.
 SCHEDULES: Mapping[str, tuple[str, ...]] = {
@@ -179,8 +167,7 @@ def rank(key: str, name: str, components: Collection[str]) -> int:
     """How closely a key of the settings means a tensor, 0 for not at all.
 
     From 1 on: by the beginning of its component (`attention`), by its component (of a fused tensor all), as `bias`, by
-    a pattern of its whole name (`model.layers.0.*`), by the name itself.
-    """
+    a pattern of its whole name (`model.layers.0.*`), by the name itself."""
     if fnmatchcase(name, key):
         return 5 if name == key else 4
     if key == BIAS and name.endswith((f".{BIAS}", f"_{BIAS}")):
@@ -213,9 +200,7 @@ def build(
     built = []
     for name, several in groupby(order, key=lambda one: one.optimizer):
         chosen = list(several)
-        groups = [
-            {"params": alike[one], "peak": one.learning_rate, "weight_decay": one.weight_decay} for one in chosen
-        ]  # fmt: skip
+        groups = [{"params": alike[one], "peak": one.learning_rate, "weight_decay": one.weight_decay} for one in chosen]
         given = {key: tuple(v) if isinstance(v, list) else v for key, v in chosen[0].args(settings).items()}
         built.append(_class(name)(groups, lr=0.0, **{**OPTIMIZERS[name].fixed, **given}))
     return built[0] if len(built) == 1 else _as_one(built)

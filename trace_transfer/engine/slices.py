@@ -88,6 +88,15 @@ def gathered(parameter: nn.Parameter, modify: bool = False) -> AbstractContextMa
     return whole
 
 
+def whole_of(parameter: nn.Parameter) -> Tensor:
+    """The whole of a tensor on the CPU, wherever its parts are; collective."""
+    value = parameter.detach()
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    with gathered(parameter):
+        return parameter.detach().to("cpu", copy=hasattr(parameter, "ds_id"))
+
+
 def freeze(model: nn.Module, mask: Mask, resident: bool = False) -> dict[str, nn.Parameter]:
     """Freeze everything but a mask's parts; name → what is trained of that tensor, in the model's order."""
     places = places_of(model)

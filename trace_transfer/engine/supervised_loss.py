@@ -34,8 +34,7 @@ def give_loss(model: PreTrainedModel, *, partitioned: bool) -> None:
 
     In float64, which loses nothing of a float32 sum; the weight enters the gradient before that is rounded to bfloat16.
     ZeRO 3 (`partitioned`) has a parameter whole only while a module runs. So a chunk is computed again in the backward
-    pass, and all ranks have as many chunks.
-    """
+    pass, and all ranks have as many chunks."""
     ordinary = model.forward
     bodies = list({id(body): body for body in (model.base_model, model.get_decoder())}.values())
     chunk_size = max(1, settings.LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)

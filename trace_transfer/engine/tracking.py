@@ -60,8 +60,7 @@ def require_trackers(names: Sequence[str]) -> None:
 def open_trackers(names: Sequence[str], directory: Path, label: str, first_step: int = 1) -> Trackers:
     """Begin trackers for one training, or go on with those of the same label and directory; on the first rank alone.
 
-    TensorBoard's files go to `DIRECTORY/tensorboard/LABEL`, W&B's to `DIRECTORY/wandb`.
-    """
+    TensorBoard's files go to `DIRECTORY/tensorboard/LABEL`, W&B's to `DIRECTORY/wandb`."""
     running = []
     for name in dict.fromkeys(names):
         try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -42,20 +42,16 @@ _OURS = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AnswerScores:
-    """Of the scored tokens of one example the sum of their cross-entropies in nats, and how many were the likeliest,
-    if the backend says."""
+class AnswerScores(NamedTuple):
+    """Of an example's supervised tokens: the summed cross-entropy in nats; how many were the likeliest, if known."""
 
     loss: float
-    num_tokens: int
     num_hits: int | None
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Where an answer ends: after so many tokens, at one of these, which is not part of it, or behind one of these
-    texts, which is left in."""
+    """Where an answer ends: after so many tokens, at one of these, which is left out, or behind a text, left in."""
 
     max_new_tokens: int
     stop_ids: frozenset[int]
@@ -64,7 +60,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class ModelInMemory:
-    """A model of transformers, wherever it is and in whatever type."""
+    """A model of transformers without dropout (`eval()`), wherever it is and in whatever type."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -84,11 +80,11 @@ class ModelInMemory:
                 losses_n = losses(logits_nv[None], targets_n[None])[0]  # softmax of what is scored only
                 _require_finite(losses_n)
                 num_hits = int((logits_nv.argmax(dim=-1) == targets_n).sum())
-                found[index] = AnswerScores(sum(losses_n.tolist()), len(targets_n), num_hits)
+                found[index] = AnswerScores(sum(losses_n.tolist()), num_hits)
                 advance()
 
         most = max(MAX_LOGITS // self.model.config.get_text_config().vocab_size, 1)
-        with _evaluating(self.model):
+        with torch.inference_mode():
             in_batches([len(one.input_ids) for one in examples], self.settings.examples_at_once, step, most)
         return found  # type: ignore[return-value]
 
@@ -123,7 +119,7 @@ class ModelInMemory:
                 advance()
 
         # In place of the model's own, with which transformers fills whatever a given one leaves open.
-        with _evaluating(self.model), patch.object(self.model, "generation_config", config):
+        with torch.inference_mode(), patch.object(self.model, "generation_config", config):
             in_batches([len(prompt) for prompt in prompts], self.settings.examples_at_once, step)
         return found
 
@@ -146,7 +142,7 @@ class ModelInMemory:
         tokenizer = copy.deepcopy(self.tokenizer)
         if chat:  # the same day as in training, and no beginning of text but the template's
             tokenizer.chat_template = with_fixed_date(tokenizer.get_chat_template())
-        with _evaluating(self.model):
+        with torch.inference_mode():
             yield FiniteLM(
                 pretrained=self.model, tokenizer=tokenizer, backend="causal",
                 batch_size=self.settings.examples_at_once, max_length=self.settings.max_length,
@@ -204,18 +200,6 @@ def _require_finite(values_n: Tensor) -> None:
         )
 
 
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout and gradients; the model is left as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
 # ---- engines
 
 
@@ -246,14 +230,13 @@ class Engine:
             for start, end in zip(edges[::2], edges[1::2], strict=True):
                 requests.append((None, list(example.input_ids[:start]), list(example.input_ids[start:end])))
                 owners.append(number)
-        totals, counts = [0.0] * len(examples), [0] * len(examples)
+        losses = [0.0] * len(examples)
         found = self.lm._loglikelihood_tokens(requests, disable_tqdm=True)
-        for number, (_, _, answer), (likelihood, _) in zip(owners, requests, found, strict=True):
-            totals[number] -= likelihood
-            counts[number] += len(answer)
+        for number, (likelihood, _) in zip(owners, found, strict=True):
+            losses[number] -= likelihood
         for _ in examples:
             advance()
-        return [AnswerScores(total, count, None) for total, count in zip(totals, counts, strict=True)]
+        return [AnswerScores(loss, None) for loss in losses]
 
     def generate(self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[], None]) -> list[str]:
         from lm_eval.api.instance import Instance
@@ -264,9 +247,7 @@ class Engine:
         }  # fmt: skip
         requests = [Instance("generate_until", {}, (str(number), how), number) for number in range(len(prompts))]
         # The harness' classes take texts and encode them. Ours are encoded: the texts are their numbers.
-        with patch.object(
-            self.lm, "tok_encode", lambda numbers, **_: [list(prompts[int(number)]) for number in numbers]
-        ):
+        with patch.object(self.lm, "tok_encode", lambda texts, **_: [list(prompts[int(text)]) for text in texts]):
             written: list[str] = self.lm.generate_until(requests, disable_tqdm=True)
         for _ in prompts:
             advance()

@@ -149,8 +149,7 @@ def require_same_weights(plan: EvaluationPlan, out: Path) -> None:
 def evaluate(plan: EvaluationPlan, out: Path, reporter: Reporter, *, replace: bool = False) -> EvaluationFile:
     """Run what is not finished, and write `evaluation.json`; with `replace` scores of other weights may go.
 
-    An EvaluationError if an evaluation failed; those before it stay.
-    """
+    An EvaluationError if an evaluation failed; those before it stay."""
     if not replace:
         require_same_weights(plan, out)
     with held(out) as directory:
@@ -180,7 +179,7 @@ def open_backend(plan: EvaluationPlan, directory: Path, reporter: Reporter) -> B
         model = attend(PatchedModel(state).load(resolve_dtype(settings.dtype, plan.device)), settings.attention)
         is_spread = settings.backend_arguments.get("parallelize")
         model = spread(model, settings) if is_spread else on_device(model, plan.device)
-        return ModelInMemory(model, plan.tokenizer, settings)
+        return ModelInMemory(model.eval(), plan.tokenizer, settings)
     if state.patches or state.source.gguf is not None:
         write_model(state, directory / WRITTEN, reporter, replace=True)
         return Engine(directory / WRITTEN, plan.dtype, plan.tokenizer, settings)

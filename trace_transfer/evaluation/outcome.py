@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trace_transfer.data.encoding import UNCUT
 from trace_transfer.data.tasks_file import TaskError
 from trace_transfer.errors import TraceTransferError
 from trace_transfer.evaluation.records import Member
@@ -17,8 +17,6 @@ from trace_transfer.evaluation.suite_file import EvaluationSpec
 
 if TYPE_CHECKING:
     from trace_transfer.evaluation.backends import Backend
-
-UNCUT = 1 << 30
 
 
 class EvaluationError(TraceTransferError):
@@ -96,26 +94,3 @@ class Prepared:
     run: Run  # calls its second argument `num_steps` times
     num_steps: int
     shown: Pieces = ()  # the first example as text: (text, whether it is the answer)
-
-
-def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and its standard error from the sample variance (divisor n - 1), as lm-evaluation-harness has it."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-
-
-def ratio_and_stderr(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
-    """Mean over all tokens of examples with `sums` over `counts` tokens, and its standard error over examples.
-
-    The ratio estimator's (Cochran 1977, 2.39, without the finite-population correction): examples are independent, the
-    tokens of one are not.
-    """
-    total, size = sum(counts), len(counts)
-    ratio = math.fsum(sums) / total
-    if size < 2:
-        return ratio, None
-    squares = math.fsum((one - ratio * count) ** 2 for one, count in zip(sums, counts, strict=True))
-    return ratio, math.sqrt(squares * size / (size - 1)) / total

@@ -9,6 +9,7 @@ without the end of the turn.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -17,23 +18,13 @@ from decimal import Decimal
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from trace_transfer.data.encoding import encode_prompts, encode_task, pieces_of, record_of
+from trace_transfer.data.encoding import UNCUT, encode_prompts, encode_task, pieces_of, record_of
 from trace_transfer.data.examples import IGNORED, Example, TaskData
 from trace_transfer.data.records import Message, Record, Records, convert_all, read_records, read_rows, records_sha256
 from trace_transfer.data.rendering import THOUGHT_ENDS
 from trace_transfer.data.tasks_file import TaskError, UnusableValueError, describe, parse_source
 from trace_transfer.evaluation.backends import Backend, Ending
-from trace_transfer.evaluation.outcome import (
-    UNCUT,
-    Outcome,
-    Pieces,
-    Prepared,
-    Reading,
-    Run,
-    Sample,
-    mean_and_stderr,
-    ratio_and_stderr,
-)
+from trace_transfer.evaluation.outcome import Outcome, Pieces, Prepared, Reading, Run, Sample
 from trace_transfer.evaluation.suite_file import CHOICE_FIELDS, EvaluationSpec
 from trace_transfer.families.model_handle import require_vocabulary
 
@@ -74,6 +65,24 @@ def shortened(ids: tuple[int, ...], room: int, tokenizer: Any) -> tuple[int, ...
     return (*lead, *ids[len(ids) - (room - len(lead)) :])
 
 
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error from the sample variance (divisor n - 1), as lm-evaluation-harness has it."""
+    return ratio_and_stderr(values, [1] * len(values))
+
+
+def ratio_and_stderr(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """Mean over all tokens of examples with `sums` over `counts` tokens, and its standard error over examples.
+
+    The ratio estimator's (Cochran 1977, 2.39, without the finite-population correction): examples are independent, the
+    tokens of one are not."""
+    total, size = sum(counts), len(counts)
+    ratio = math.fsum(sums) / total
+    if size < 2:
+        return ratio, None
+    squares = math.fsum((one - ratio * count) ** 2 for one, count in zip(sums, counts, strict=True))
+    return ratio, math.sqrt(squares * size / (size - 1)) / total
+
+
 # ---- loss
 
 
@@ -87,16 +96,15 @@ def prepare_loss(spec: EvaluationSpec, reading: Reading) -> Prepared:
     def run(backend: Backend, advance: Callable[[], None]) -> Outcome:
         scores = backend.score(data.examples, advance)
         sums = [one.loss if spec.first_metric == "loss" else float(one.num_hits or 0) for one in scores]
-        value, stderr = ratio_and_stderr(sums, [one.num_tokens for one in scores])
         samples, decode = [], backend.tokenizer.decode
         for example, total, one in zip(data.examples, sums, scores, strict=True):
             pairs = list(zip(example.input_ids, example.labels, strict=True))
             answer = decode([token for token, label in pairs if label != IGNORED])
             rest = decode([token for token, label in pairs if label == IGNORED])
-            more = {"num_tokens": one.num_tokens, "loss": one.loss / one.num_tokens}
+            more = {"num_tokens": example.num_supervised, "loss": one.loss / example.num_supervised}
             number = int(record_of(example).rpartition(":")[2])
-            samples.append(Sample(number, rest, None, answer, total / one.num_tokens, None, more))
-        return Outcome(value, stderr, tuple(samples))
+            samples.append(Sample(number, rest, None, answer, total / example.num_supervised, None, more))
+        return Outcome(*ratio_and_stderr(sums, [one.num_supervised for one in data.examples]), tuple(samples))
 
     return _prepared(
         spec, reading, sha256, len(data.examples), run, data.shown, template=data.template, num_cut=data.num_cut,
@@ -131,8 +139,7 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> Prepared:
             compared = {"extracted": extracted(said, spec.extract)} if spec.extract else {}
             read = backend.tokenizer.decode(prompt)
             samples.append(Sample(number, read, output, target, float(right), right, compared))
-        value, stderr = mean_and_stderr([sample.value for sample in samples])
-        return Outcome(value, stderr, tuple(samples))
+        return Outcome(*mean_and_stderr([sample.value for sample in samples]), tuple(samples))
 
     shown = (tokenizer.decode(prompts[0]), False), (targets[0], True)
     return _prepared(
@@ -145,8 +152,7 @@ def prepare_exact_match(spec: EvaluationSpec, reading: Reading) -> Prepared:
 def matches(output: str, target: str, spec: EvaluationSpec) -> bool:
     """Whether what counts of both is the same; a target without a match of `extract` counts as a whole.
 
-    Thoughts do not count: what stands behind the last `</think>` is the answer.
-    """
+    Thoughts do not count: what stands behind the last `</think>` is the answer."""
     target, output = (text.rpartition(THOUGHT_ENDS)[2] for text in (target, output))
     wanted, found = extracted(target, spec.extract), extracted(output, spec.extract)
     if found is None:
@@ -223,8 +229,7 @@ def prepare_choices(spec: EvaluationSpec, reading: Reading) -> Prepared:
             said, target, right = record.choices[picked], record.choices[record.answer], picked == record.answer
             more = {"choices": list(record.choices), "log_likelihoods": likelihoods}
             samples.append(Sample(record.number, record.prompt, said, target, float(right), right, more))
-        value, stderr = mean_and_stderr([sample.value for sample in samples])
-        return Outcome(value, stderr, tuple(samples))
+        return Outcome(*mean_and_stderr([sample.value for sample in samples]), tuple(samples))
 
     return _prepared(
         spec, reading, records_sha256([[one.prompt, one.choices, one.answer] for one in records]), len(records), run,

@@ -116,10 +116,9 @@ def gsm8k_target(doc: Mapping[str, Any]) -> str:
 def medqa_letter(text: str) -> str:
     """A to D: of the first line that names an option, else the first such letter by itself, else the first letter."""
     lines = [line.strip() for line in text.strip().split("\n")]
-    for line in lines:
-        for pattern in _OPTIONS:
-            if found := pattern.search(line):
-                return found[1].upper()
+    for found in (pattern.search(line) for line in lines for pattern in _OPTIONS):
+        if found:
+            return found[1].upper()
     if found := re.search(r"\b([A-D])\b", text):
         return found[1]
     first = lines[0].upper()

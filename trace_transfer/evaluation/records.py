@@ -23,8 +23,7 @@ class Score(Strict):
 
     `value` is a share in [0, 1] for accuracies, nats per token for `loss`; `stderr` its standard error over examples.
     `settings` decide it; `data_sha256` is that of the scored records. `num_errors` counts programs that were killed.
-    `members` are those of a group, its smaller groups first.
-    """
+    `members` are those of a group, its smaller groups first."""
 
     name: str = Field(pattern=TASK)
     kind: str
@@ -64,8 +63,7 @@ class ScoredStage(Strict):
 class ScoreMatrix(Strict):
     """`scores.json`: scores before training and after each stage of a stream (R of Lopez-Paz and Ranzato, 2017).
 
-    `of_task`: task → name of the evaluation that measures it. The first stage is the base.
-    """
+    `of_task`: task → name of the evaluation that measures it. The first stage is the base."""
 
     format: Literal["trace-transfer/scores"] = "trace-transfer/scores"
     version: Literal[1] = 1

@@ -16,16 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from trace_transfer.data.tasks_file import (
-    FORMATS,
-    SHAPES,
-    TaskError,
-    TaskSpec,
-    checked_items,
-    items_under,
-    refuse,
-    suffix_of,
-)
+from trace_transfer.data.tasks_file import FORMATS, TaskError, TaskSpec, checked_items, items_under, refuse, suffix_of
 from trace_transfer.errors import suggestion
 from trace_transfer.printable import is_name
 
@@ -119,7 +110,7 @@ class EvaluationSpec(TaskSpec):
 
     @property
     def shapes(self) -> Mapping[str, tuple[str, ...]]:
-        return {"prompt, choices, answer": CHOICE_FIELDS} if self.kind == "multiple-choice" else SHAPES
+        return {"prompt, choices, answer": CHOICE_FIELDS} if self.kind == "multiple-choice" else super().shapes
 
     def problems(self) -> list[str]:
         found, allowed = super().problems(), (*_FOR_ALL, *_KEYS[self.kind])

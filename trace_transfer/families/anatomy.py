@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 Place = tuple[str, Ranges | None, Ranges | None, Ranges | None]
+Part = tuple[Ranges | None, Ranges | None]
+PER_HEAD = ("attention.query", "attention.key", "attention.value")
+PER_NEURON = ("mlp.gate", "mlp.up")
+PER_TOKEN = ("embedding", "embedding.position", "head")
+BIAS, NORM = "bias", "norm"  # roles
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,7 @@ class Unit:
     `shape` is that of the whole tensor. A part has half-open `ranges` along `dim` (0 rows, 1 columns, 2 depth); both
     are None for a whole tensor. The principal is the first member that its layer has. `layer` counts from 0 and is None
     outside the layers; `rule` is the line that says so, `qwen3.yaml:7`. `head` is the size of one attention head in it,
-    where the rules say one: 0 if it has no heads, None if it is as the config says.
-    """
+    where the rules say one: 0 if it has no heads, None if it is as the config says."""
 
     name: str
     shape: tuple[int, ...]
@@ -78,8 +82,7 @@ class Unit:
 class Anatomy:
     """All units of a model in model order, and the excluded tensors with the reason (and its rule) of each.
 
-    `layer_path` is the module path of the list of layers; `unexpanded` are the components with `expand: false`.
-    """
+    `layer_path` is the module path of the list of layers; `unexpanded` are the components with `expand: false`."""
 
     family: str
     inventory: Inventory
@@ -125,13 +128,6 @@ def layer_ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-PER_HEAD = ("attention.query", "attention.key", "attention.value")
-PER_NEURON = ("mlp.gate", "mlp.up")
-PER_TOKEN = ("embedding", "embedding.position", "head")
-BIAS, NORM = "bias", "norm"  # roles
-Part = tuple[Ranges | None, Ranges | None]
-
-
 @dataclass(frozen=True)
 class Split:
     """How a tensor is cut into units: `size` consecutive rows (dim 0) or columns (dim 1) each."""
@@ -141,12 +137,8 @@ class Split:
 
 
 def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) -> dict[str, Split]:
-    """The tensors that consist of several heads or neurons, in model order, each with how it is cut.
-
-    Args:
-        config: the model's config; a text model's is found inside a multimodal one.
-        transposed: whether a weight is stored [in, out] (`transposed_names`) instead of [out, in].
-    """
+    """The tensors that consist of several heads or neurons, in model order, each with how it is cut. A weight
+    may be stored `transposed` ([in, out], see `transposed_names`); of a multimodal config its text's is read."""
     text = config.get_text_config()
     head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     splits: dict[str, Split] = {}
@@ -155,7 +147,7 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
         units = anatomy.units_of(name)
         found = {_split(unit, head_dim, transposed(name)) for unit in units}
         if len(found) > 1:
-            problems.append(f"{name}: its parts ({_components(units)}) are cut in different ways")
+            problems.append(f"{name}: its parts ({'+'.join(anatomy.describe(name)[1])}) are cut in different ways")
             continue
         split = next(iter(found), None)
         if split is None or shape[split.dim] == split.size:
@@ -163,7 +155,6 @@ def splits_of(anatomy: Anatomy, config: Any, transposed: Callable[[str], bool]) 
         bounds = {bound for unit in units if unit.dim == split.dim for one in unit.ranges or () for bound in one}
         if any(bound % split.size for bound in (shape[split.dim], *bounds)):
             problems.append(f"{name} {list(shape)}: its parts are no multiples of the {split.size} of one head")
-            continue
         splits[name] = split
     if problems:
         raise ModelError("this model cannot be scored by rows; use tensors or elements:\n" + listing(problems))
@@ -181,12 +172,11 @@ def unit_parts(shape: tuple[int, ...], split: Split | None) -> list[Part]:
 def unit_kinds(anatomy: Anatomy, name: str, split: Split | None) -> list[str]:
     """The component of each unit of a tensor; those of a whole one joined by `+`, `excluded` if it has none, and those
     of parts that every unit has something of, as each expert has of gate and up."""
-    units = anatomy.units_of(name)
-    whole = _components(units) or "excluded"
+    whole = "+".join(anatomy.describe(name)[1]) or "excluded"
     if split is None:
         return [whole]
     kinds = [whole] * (anatomy.inventory.shapes[name][split.dim] // split.size)
-    for unit in units:
+    for unit in anatomy.units_of(name):
         for start, stop in (unit.ranges or ()) if unit.dim == split.dim else ():
             kinds[start // split.size : stop // split.size] = [unit.component] * ((stop - start) // split.size)
     return kinds
@@ -213,7 +203,3 @@ def _split(unit: Unit, head_dim: int, transposed: bool) -> Split | None:
     if unit.component in ("attention.output", "mlp.down") and len(unit.shape) > 1:
         return Split(0 if transposed else 1, size)
     return single
-
-
-def _components(units: tuple[Unit, ...]) -> str:
-    return "+".join(dict.fromkeys(unit.component for unit in units))

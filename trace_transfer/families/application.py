@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from trace_transfer.errors import RulesError, listing
@@ -79,8 +80,7 @@ class _Match:
 def _tiling_problems(claims: Sequence[_Match], shape: tuple[int, ...]) -> list[str]:
     """Why these claims on one tensor do not cover each of its elements exactly once; empty if they do.
 
-    Shared claims on the same elements count as one. An overlap names both claims, a gap those on its two sides.
-    """
+    Shared claims on the same elements count as one. An overlap names both claims, a gap those on its two sides."""
     held = {(one.unit.dim, one.unit.ranges) if one.member.shared else id(one): one for one in reversed(claims)}
     claims = list(reversed(held.values()))
     if len(claims) == 1 and claims[0].unit.ranges is None:
@@ -159,6 +159,7 @@ class _Application:
         matches: list[_Match] = []
         for components, known in ((self.family.components, self.below), (self.family.outside, self.outside)):
             for component in components.values():
+                first: dict[int | None, Member] = {}  # that a layer has: its principal
                 found = []
                 for member in component.members:
                     names = _named(member.pattern, known)
@@ -169,17 +170,16 @@ class _Application:
                         )
                     instead = {layer for layer, _ in _named(member.unless or "", known)}
                     standing = [(layer, name) for layer, name in names if layer not in instead]
-                    found += self._units(component, member, standing, lookup)
-                matches += self._with_principals(component, found)
+                    found += self._units(component, member, standing, lookup, first)
+                self._check_roles(component, found)
+                matches += found
         return matches
 
-    def _with_principals(self, component: Component, matches: list[_Match]) -> list[_Match]:
-        """One component's matches, the first member of each layer as principal; roles must differ within a layer."""
-        first: dict[int | None, Member] = {}
+    def _check_roles(self, component: Component, matches: Iterable[_Match]) -> None:
+        """The members of a component must differ in their roles within a layer."""
         roles: dict[tuple[int | None, str], Member] = {}
         for match in matches:
             layer, role, member = match.unit.layer, match.unit.role, match.member
-            first.setdefault(layer, member)
             other = roles.setdefault((layer, role), member)
             if other is not member:
                 self.complain(
@@ -188,32 +188,27 @@ class _Application:
                     "{name: …, role: …}",
                     layer,
                 )
-        return [
-            replace(match, unit=replace(match.unit, principal=match.member is first[match.unit.layer]))
-            for match in matches
-        ]
 
     def _units(
-        self, component: Component, member: Member, found: Iterable[tuple[int | None, str]], lookup: ConfigLookup
-    ) -> list[_Match]:
-        by_shape: dict[tuple[int, ...], tuple[Ranges | None, int | None]] = {}
+        self, component: Component, member: Member, found: Iterable[tuple[int | None, str]], lookup: ConfigLookup,
+        first: dict[int | None, Member],
+    ) -> list[_Match]:  # fmt: skip
+        ranges_at = cache(lambda shape: ranges_of(member.part, shape, lookup) if member.part else None)
         matches = []
         for layer, name in found:
             owner = self.inventory.tied.get(name, name)
             shape = self.inventory.shapes[owner]
             try:
-                if shape not in by_shape:
-                    ranges = ranges_of(member.part, shape, lookup) if member.part else None
-                    head = None if member.head is None else member.head.evaluate(lookup) if member.head else 0
-                    by_shape[shape] = ranges, head
+                ranges = ranges_at(shape)
+                head = None if member.head is None else member.head.evaluate(lookup) if member.head else 0
             except RulesError as error:
                 self.complain(f"{member.location}: {component.name}: '{member.pattern}': {error}", layer)
                 self.damaged.add(name)
                 continue
-            ranges, head = by_shape[shape]
             unit = Unit(
-                name=owner, shape=shape, component=component.name, role=member.role, principal=False, layer=layer,
-                rule=member.location.short, dim=member.part.dim if member.part else None, ranges=ranges, head=head,
+                name=owner, shape=shape, component=component.name, role=member.role,
+                principal=first.setdefault(layer, member) is member, layer=layer, rule=member.location.short,
+                dim=member.part.dim if member.part else None, ranges=ranges, head=head,
             )  # fmt: skip
             matches.append(_Match(name, member, unit))
         return matches

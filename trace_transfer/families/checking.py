@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trace_transfer.errors import RulesError
 from trace_transfer.families.application import apply_family
-from trace_transfer.families.language import LAYER_COMPONENTS, NUMBER, OUTSIDE_COMPONENTS, Family, Member, display_path
+from trace_transfer.families.language import NUMBER, SECTIONS, Family, Member, display_path
 from trace_transfer.families.registry import FamilyRegistry, load_families
 from trace_transfer.files import prepare_directory, write_text
 from trace_transfer.models.sources import AXES, Inventory, ModelSource, load_config, numel, read_inventory
@@ -82,8 +82,7 @@ def write_draft(
 ) -> tuple[str, str, bool]:
     """Draft rules for a model, write them and check them, with the options of `rules draft`.
 
-    Returns how much of it is known and left to do; what came of checking it; whether it fits.
-    """
+    Returns how much of it is known and left to do; what came of checking it; whether it fits."""
     config = load_config(ModelSource.parse(model))
     kind = config.model_type
     path = out or Path(f"{kind}.yaml")
@@ -131,7 +130,7 @@ def draft_family(inventory: Inventory, families: Sequence[Family]) -> Draft:
     if nearest.sizes and any(member.part or member.head for _, member in members):
         sizes = ((size.name, ", ".join(choice.text for choice in size.choices)) for size in nearest.sizes)
         text += ["sizes:", *(f"  {name}: [{choices}]" for name, choices in sizes)]
-    for title, components in (("components", LAYER_COMPONENTS), ("outside", OUTSIDE_COMPONENTS)):
+    for title, components in SECTIONS.items():
         lines = []
         for component in components:
             written = [f"    - {_text(one, one.pattern in some)}" for where, one in members if where == component]
@@ -199,9 +198,8 @@ def _text(member: Member, optional: bool) -> str:
     if member.part is not None:
         span = member.part.span
         start, stop, every = (one and one.text for one in (span.start, span.stop, span.every))
-        entry[AXES[member.part.dim]] = (
-            f"{{every: {every}, from: {start}, to: {stop}}}" if every else f"[{start}, {stop}]"
-        )
+        cut = f"{{every: {every}, from: {start}, to: {stop}}}" if every else f"[{start}, {stop}]"
+        entry[AXES[member.part.dim]] = cut
     head = None if member.head is None else member.head.text if member.head else "false"
     more = {"role": member.said_role, "shared": "true" if member.shared else None, "head": head}
     entry |= {key: value for key, value in more.items() if value is not None}

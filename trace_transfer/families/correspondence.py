@@ -58,8 +58,7 @@ class Correspondence:
     def to_payload(self) -> dict[str, Any]:
         """The contents of correspondence.json: every source tensor (or part of one), and what nothing reaches.
 
-        A tied or shared tensor, a unit of two components, is one entry. Excluded tensors are listed as dropped.
-        """
+        A tied or shared tensor, a unit of two components, is one entry. Excluded tensors are listed as dropped."""
         entries = [*self._entries(), *_excluded(self.source, components=[], targets=[], why="dropped")]
         reached = {unit.place for unit in self.target.units if unit not in self.unreached}
         missed = {unit.place: {**_reference(unit), "reason": reason} for unit, reason in self.unreached.items()}
@@ -134,10 +133,7 @@ def build_correspondence(source: Anatomy, target: Anatomy, pairs: Iterable[tuple
 class _Side:
     """A model as seen from the other one: what stands where a unit of the other meets it.
 
-    Args:
-        pairs: (layer of the other, layer of this one).
-        unmatched: the reason for a unit of the other whose layer is in no pair.
-    """
+    Pairs are (layer of the other, layer of this one); `unmatched` is the reason for a unit whose layer is in none."""
 
     def __init__(self, anatomy: Anatomy, pairs: Sequence[tuple[int, int]], unmatched: str) -> None:
         self.anatomy, self.unmatched = anatomy, unmatched
@@ -184,9 +180,7 @@ class Line:
 def explain(correspondence: Correspondence) -> list[Line]:
     """All edges, then what is dropped and unreached, in model order and section by section.
 
-    Names inside layers are shown from below the layer (`self_attn.q_proj.weight`), with the layers if they are not all
-    alike.
-    """
+    Names inside layers are shown from below the layer (`self_attn.q_proj.weight`), with the layers if they differ."""
     lines = _edges(correspondence)
     lines += [Line(DROPPED, name, "", why) for name, why in _reasons(correspondence.source, correspondence.dropped)]
     lines += [Line(UNREACHED, "", name, why) for name, why in _reasons(correspondence.target, correspondence.unreached)]

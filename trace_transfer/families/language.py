@@ -44,6 +44,7 @@ OUTSIDE_COMPONENTS = {
     "norm.final": "normalises the residual stream before the head",
     "head": "residual stream → logits",
 }
+SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}  # of a rules file
 
 NUMBER = "{n}"  # a segment of a member's name that stands for any number
 HOLE = "{layer}"
@@ -152,8 +153,7 @@ class Member(_Written):
     role, or all of them principals. The role tells the members of one component apart and finds the same one in another
     family. `shared` means that it serves other components as well. `unless` is a tensor (named likewise) instead of
     which it stands: it is no member where that one is. `head` is the size of an attention head in it, False if it has
-    none; None: as the config.
-    """
+    none; None: as the config."""
 
     name: TensorName
     said_role: Word | None = Field(None, alias="role")
@@ -215,9 +215,8 @@ def _entries(value: Any, short: str) -> Any:
 
 
 def _sizes(value: Any) -> Any:
-    lists = {name: one if isinstance(one, list) else [one] for name, one in value.items()} if value else value
     if isinstance(value, Table):
-        value.update(lists)
+        value.update({name: one if isinstance(one, list) else [one] for name, one in value.items()})
     return _entries(value, "choices")
 
 
@@ -264,14 +263,9 @@ Values = int | str | list[int | str]
 
 
 class FamilyFile(_Written):
-    """One rules file; a component of None is one that `extends:` shall not bring in.
+    """One rules file; a component of None is one that `extends:` shall not bring in."""
 
-    Attributes:
-        location: the file's first line with something on it.
-        places: where its keys and its components are written.
-    """
-
-    places: SkipJsonSchema[dict[str, Location]] = Field(alias=PLACES)
+    places: SkipJsonSchema[dict[str, Location]] = Field(alias=PLACES)  # of its keys and its components
     name: Word = Field(alias="family")
     model_types: Annotated[list[Word], MinLen(1)]
     extends: Word | None = None

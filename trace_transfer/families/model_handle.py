@@ -55,8 +55,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     """A model's fast tokenizer.
 
     Of a directory, `tokenizer.json` is read as it stands: `AutoTokenizer` would put the class of the `model_type`
-    in its place, whatever the file says (a qwen2 directory with another tokenizer would be read wrongly).
-    """
+    in its place, whatever the file says (a qwen2 directory with another tokenizer would be read wrongly)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = _read_tokenizer(source)

@@ -18,23 +18,11 @@ from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trace_transfer.errors import RulesError, listing, suggestion
-from trace_transfer.families.language import (
-    LAYER_COMPONENTS,
-    OUTSIDE_COMPONENTS,
-    PLACE,
-    PLACES,
-    Family,
-    FamilyFile,
-    Located,
-    Location,
-    Table,
-)
+from trace_transfer.families.language import PLACE, PLACES, SECTIONS, Family, FamilyFile, Located, Location, Table
 from trace_transfer.text_formats import MAX_YAML_BYTES, MalformedTextError, compose_yaml, kind_of, read_text
 
-SECTIONS = {"components": LAYER_COMPONENTS, "outside": OUTSIDE_COMPONENTS}
 SHORT = ("members", "choices", "name", "[key]", *map(chr, range(3)))  # steps that say nothing to a reader
-
-
+NOTHING = Family("", (), "", {}, {}, (), (), Location(Path(), 0))
 Problem = tuple[Location, str]  # something wrong at a line of a file
 
 
@@ -94,7 +82,7 @@ def _told(error: Any, table: Table, first: Location) -> Problem:
     elif error["type"] == "extra_forbidden":
         told = "unknown key"
     elif error["type"] == "literal_error":
-        told = f"unknown component; {suggestion(names[-1], SECTIONS.get(names[0], LAYER_COMPONENTS))}"
+        told = f"unknown component; {suggestion(names[-1], SECTIONS[names[0]])}"
     elif error["type"] != "too_short":
         told = cause if cause and not str(cause).startswith("exp") else f"found {_described(value)}, {cause or told}"
     return place, ": ".join([*names, str(told)])
@@ -135,8 +123,7 @@ def load_families(extra: Path | Sequence[Path] | None = None) -> FamilyRegistry:
 
     A user's family replaces the shipped one of its name, and takes over every `model_type` that it lists. `extends:`
     looks among the user's families first and then among the shipped ones; a family that extends its own name means
-    the shipped one. Shipped families extend shipped families only.
-    """
+    the shipped one. Shipped families extend shipped families only."""
     extras = [] if extra is None else [extra] if isinstance(extra, Path) else list(extra)
     shipped, found = _read_shipped()
     problems = list(found)
@@ -191,9 +178,6 @@ def _read_layer(paths: Iterable[Path], problems: list[Problem]) -> dict[str, Fam
                 text = f"model_type '{kind}' is also claimed by '{other.name}' ({other.location})"
                 problems.append((family.location, text))
     return families
-
-
-NOTHING = Family("", (), "", {}, {}, (), (), Location(Path(), 0))
 
 
 def _resolved(

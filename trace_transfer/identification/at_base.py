@@ -28,14 +28,13 @@ from trace_transfer.identification.deltas import gram_of
 from trace_transfer.identification.fisher import draw
 from trace_transfer.identification.gradients import BaseGradients, Moments
 from trace_transfer.identification.scores import METHODS, ScoreSettings, mean_noise
-from trace_transfer.identification.scoring import ScoreInputs, masks_within, takes_part
+from trace_transfer.identification.scoring import Array, ScoreInputs, masks_within, takes_part
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import parts_of
 from trace_transfer.models.checkpoints import open_checkpoint
 from trace_transfer.models.running import resolve_device
 from trace_transfer.progress import Reporter
 
-Array = NDArray[np.float64]
 AT_ONCE = 1 << 22  # elements whose inner products are taken in float64 at once
 
 
@@ -73,8 +72,7 @@ def at_base(
 def _sets(
     base: OpenModel, tasks: Sequence[TaskData], settings: IdentifySettings
 ) -> tuple[list[tuple[Example, ...]], list[tuple[int, ...]]]:
-    """Draw each task's examples, and texts of the probe set where they stand for other tasks; and which sets are those
-    of each task, one for each replicate."""
+    """Draw each task's examples, then texts where they stand for other tasks; and which sets are each task's."""
     start, score = settings.warm_start, settings.score
     seed, count = start.train.seed, score.gradient_examples
     sets: list[tuple[Example, ...]] = []
@@ -150,8 +148,7 @@ def _cells(mask: Mask, moments: Moments) -> Tensor:
 class BestPlaces:
     """The places of the highest values of some vectors that come one after another; equal ones in the vectors' order.
 
-    Values that are not above 0 are none. No more than twice as many as are wanted are kept, but for equal ones.
-    """
+    Values that are not above 0 are none. No more than twice as many as are wanted are kept, but for equal ones."""
 
     def __init__(self, count: int) -> None:
         self.count, self.least = count, 0.0
@@ -188,5 +185,4 @@ def _by_unit(values: Tensor, split: Split | None, before: int) -> Tensor:
     if split is None:
         return values.flatten(before).unsqueeze(before)
     first = values.movedim(before + split.dim, before)
-    units = first.shape[before] // split.size
-    return first.reshape(*first.shape[:before], units, -1)
+    return first.reshape(*first.shape[:before], first.shape[before] // split.size, -1)

@@ -122,9 +122,8 @@ def figure(cores: Sequence[CoreFile]) -> figures.Figure:
     used = {column for grid in grids for _, column in grid}
     if not used:
         raise UserError("no tensor is said to be of a known component; `trace-transfer import` says so of a model's")
-    columns = {
-        name: [one for one in COLUMNS.values() if one in used and one.panel == name] for name in (PROJECTIONS, NORMS)
-    }
+    known = [one for one in COLUMNS.values() if one in used]
+    columns = {name: [one for one in known if one.panel == name] for name in (PROJECTIONS, NORMS)}
     layout = Layout(cores[0].model.num_layers, columns, [band for band in BANDS.values() if band in used])
     lengths = sorted({epochs_of(core) for core in cores})
     several = len({core.method.name for core in cores}) > 1
@@ -134,8 +133,7 @@ def figure(cores: Sequence[CoreFile]) -> figures.Figure:
         tasks.setdefault(name, {})[epochs_of(core)] = grid
     ids = dict.fromkeys(core.model.id for core in cores)
     model = ", ".join(one.rstrip("/").rpartition("/")[2] or one for one in ids)
-    named = (*columns[PROJECTIONS], *columns[NORMS], *layout.bands)
-    key = "; ".join(f"**{escaped(column.label)}** {escaped(column.meaning)}" for column in named)
+    key = "; ".join(f"**{escaped(one.label)}** {escaped(one.meaning)}" for one in (*known, *layout.bands))
     return figures.Figure(
         f"Parameter importance: {model}", "; ".join(dict.fromkeys(map(_method, cores))),
         [_row(layout, name, {one: by_length.get(one) for one in lengths}) for name, by_length in tasks.items()],

@@ -62,10 +62,6 @@ class MicroBatch:
     positions_s: Tensor
 
 
-def group_examples(examples: Sequence[Example], batch_of: int) -> list[Group]:
-    return [tuple(examples[start : start + batch_of]) for start in range(0, len(examples), batch_of)]
-
-
 def micro_batches(groups: Sequence[Group], tokens_at_once: int) -> list[list[Group]]:
     """Groups of one size and like length together, longest first: what does not fit in memory fails at once. None has
     more tokens, padding included, unless one group alone has."""
@@ -122,18 +118,13 @@ def loss_of(model: nn.Module, batch: MicroBatch) -> Tensor:
 
 @dataclass(frozen=True)
 class FisherResult:
-    """Fisher information of a model's tensors, in model order, a tied one once, under its owner's name.
+    """Fisher information of a model's tensors, in model order, a tied one once, under its owner's name."""
 
-    Attributes:
-        values: tensor → mean over `num` examples (or batches) of its gradient's squared norm, the sum over parameters.
-        units: tensor with a `Split` → the same by unit, float64 [units]; sums to its value.
-        fallback: tensors that the one-example loop had to do.
-    """
-
+    # tensor → mean over `num` examples (or batches) of its gradient's squared norm, the sum over parameters
     values: dict[str, float]
-    units: dict[str, Tensor]
+    units: dict[str, Tensor]  # tensor with a `Split` → the same by unit, float64 [units]; sums to its value
     num: int
-    fallback: tuple[str, ...]
+    fallback: tuple[str, ...]  # tensors that the one-example loop had to do
 
 
 def fisher_information(
@@ -154,7 +145,8 @@ def fisher_information(
     """
     model.eval().requires_grad_(False)
     layers = layers_of(model, layer_path)
-    groups, totals = group_examples(examples, batch_of), Totals(model, splits or {})
+    groups = [tuple(examples[start : start + batch_of]) for start in range(0, len(examples), batch_of)]
+    totals = Totals(model, splits or {})
     sites, run = _trusted_sites(model, layers, examples, streamed), Pass(totals)
     with captured(sites, run):
         for batch in micro_batches(groups, tokens_at_once):
@@ -196,7 +188,6 @@ def backward(
 
 
 def _loop(model: nn.Module, groups: Sequence[Group], names: Collection[str], totals: Totals) -> None:
-
     def square(name: str, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None  # the hook runs once it is whole
         totals.add_gradient(name, parameter.grad)

@@ -84,20 +84,6 @@ def vector_squares(g_ktd: Tensor) -> Tensor:
     return g_ktd.sum(dim=1, dtype=torch.float64).square().sum(dim=0)
 
 
-def row_keys(ids_kt: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Which rows of an embedding each group uses: [u], sorted, group × `num_rows` + row; and [k, t], the place of each
-    token's row in it."""
-    groups_k1 = torch.arange(len(ids_kt), device=ids_kt.device)[:, None]
-    keys_u, places_kt = torch.unique(ids_kt + num_rows * groups_k1, return_inverse=True)
-    return keys_u, places_kt
-
-
-def embedding_rows(places_kt: Tensor, g_ktd: Tensor, num_keys: int) -> Tensor:
-    """The gradient of each used row of an embedding, [u, d]: the sum over the tokens that used it."""
-    rows_ud = g_ktd.new_zeros(num_keys, g_ktd.shape[-1])
-    return rows_ud.index_add_(0, places_kt.flatten(), g_ktd.flatten(0, 1))
-
-
 def linear_rows(x_kti: Tensor, g_kto: Tensor, keys_u: Tensor) -> Tensor:
     """The rows of a linear layer's gradient that stand for `row_keys`, [u, i]: what a tied embedding has to add to."""
     num_rows = g_kto.shape[2]
@@ -147,20 +133,16 @@ class Totals:
 
 @dataclass
 class Pass:
-    """What sites share while gradients arrive.
-
-    Attributes:
-        ids: per embedding's tensor, the token ids of the pass that is running.
-        head_rows: per embedding's tensor, the used rows of its tied head's gradient. It arrives before the embedding's
-            own, and the square of their sum needs both.
-        num_taken: per site, how many groups' gradients arrived.
-    """
+    """What sites share while gradients arrive."""
 
     totals: Totals
     batch: MicroBatch = field(init=False)
+    # per embedding's tensor, the token ids of the pass that is running
     ids: dict[str, Tensor] = field(default_factory=dict)
+    # per embedding's tensor, the used rows of its tied head's gradient. It arrives before the embedding's own, and the
+    # square of their sum needs both.
     head_rows: dict[str, Tensor] = field(default_factory=dict)
-    num_taken: Counter[str] = field(default_factory=Counter)
+    num_taken: Counter[str] = field(default_factory=Counter)  # per site, how many groups' gradients arrived
 
     def by_group(self, values: Tensor) -> Tensor:
         """[…, d] → [k, t, d]."""
@@ -174,7 +156,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose tensors (the weight first) have a form: `take` adds their squares."""
+    """A module whose tensors (the weight first, then a bias of its output) have a form: `take` adds the weight's."""
 
     path: str
     module: Any
@@ -193,10 +175,8 @@ def linear(site: Site, x: Tensor, g: Tensor, run: Pass) -> None:
     if dim is not None:
         axis = "in" if (dim == 1) != isinstance(site.module, Conv1D) else "out"
     run.totals.add(weight, linear_squares(x_kti, g_kto, axis))
-    for bias in site.names[1:]:
-        run.totals.add(bias, vector_squares(g_kto))
     if weight in run.ids:
-        keys_u, _ = _row_keys(run.ids[weight], site, run)
+        keys_u, _ = row_keys(run.ids[weight], site, run)
         run.head_rows[weight] = linear_rows(x_kti, g_kto, keys_u)
 
 
@@ -206,8 +186,6 @@ def affine(site: Site, x: Tensor, g: Tensor, run: Pass) -> None:
     scaled = functional_call(site.module, {**zeros, "weight": torch.ones_like(zeros["weight"])}, (x,))
     shifted = functional_call(site.module, zeros, (x,))
     run.totals.add(site.names[0], vector_squares(run.by_group((scaled - shifted) * g)))
-    for bias in site.names[1:]:
-        run.totals.add(bias, vector_squares(run.by_group(g)))
 
 
 def embedding(site: Site, ids: Tensor, g_btd: Tensor, run: Pass) -> None:
@@ -216,8 +194,9 @@ def embedding(site: Site, ids: Tensor, g_btd: Tensor, run: Pass) -> None:
     scale_bt1 = functional_call(module, {"weight": torch.ones_like(module.weight[:, :1])}, (ids,))
     if module.padding_idx is not None:  # its row never gets a gradient from the embedding
         scale_bt1 = scale_bt1.masked_fill((ids == module.padding_idx)[..., None], 0)
-    keys_u, places_kt = _row_keys(ids, site, run)
-    rows_ud = embedding_rows(places_kt, run.by_group(scale_bt1 * g_btd), len(keys_u))
+    keys_u, places_kt = row_keys(ids, site, run)
+    g_ktd = run.by_group(scale_bt1 * g_btd)  # a row's gradient is their sum over the tokens that used it
+    rows_ud = g_ktd.new_zeros(len(keys_u), g_ktd.shape[-1]).index_add_(0, places_kt.flatten(), g_ktd.flatten(0, 1))
     squares_ud = rows_ud.square()
     if weight in run.head_rows:
         squares_ud += 2 * rows_ud * run.head_rows.pop(weight)
@@ -229,9 +208,13 @@ def embedding(site: Site, ids: Tensor, g_btd: Tensor, run: Pass) -> None:
         run.totals.add(weight, squares_ud.sum(dim=0, dtype=torch.float64))
 
 
-def _row_keys(ids: Tensor, site: Site, run: Pass) -> tuple[Tensor, Tensor]:
+def row_keys(ids: Tensor, site: Site, run: Pass) -> tuple[Tensor, Tensor]:
+    """Which rows of an embedding each group uses: [u], sorted, group × number of rows + row; and [k, t], the place of
+    each token's row in it."""
     ids_kt = ids.expand(len(run.batch.input_ids_bt), -1).reshape(run.batch.num_groups, -1)
-    return row_keys(ids_kt, site.module.weight.shape[0])
+    groups_k1 = torch.arange(len(ids_kt), device=ids_kt.device)[:, None]
+    keys_u, places_kt = torch.unique(ids_kt + site.module.weight.shape[0] * groups_k1, return_inverse=True)
+    return keys_u, places_kt
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -290,6 +273,8 @@ def _hook(site: Site, run: Pass, module: nn.Module, args: tuple[Any, ...], kwarg
     def receive(gradient: Tensor) -> None:
         with torch.no_grad():
             site.take(site, held.pop(), gradient, run)
+            for bias in site.names[1:]:
+                run.totals.add(bias, vector_squares(run.by_group(gradient)))
         run.num_taken[site.path] += run.batch.num_groups
 
     out.register_hook(receive)

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from trace_transfer.data.examples import Example
@@ -31,7 +31,7 @@ from trace_transfer.models.running import layers_of, replaced_forwards
 from trace_transfer.models.sources import build_meta_model
 
 ENTERED = ""  # beside names of tensors: what entered a layer, or the head
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]  # of each layer, without the hidden states
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,26 @@ class Moments:
 
 
 class _StoppedSignal(Exception):  # noqa: N818 (not an error)
-    """What was wanted of a forward pass is there."""
+    """The last layer has been called: the final norm and the head need not run, nor be read."""
+
+
+def recorded_calls(name: str, layers: Sequence[nn.Module], run: Callable[[], object]) -> tuple[Tensor, Calls]:
+    """Run a model's forward with layers that pass their input on: what enters the first, and how each is called."""
+    first: list[Tensor] = []
+    calls: Calls = []
+
+    def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        first.append(hidden)
+        calls.append((args, kwargs))
+        if len(calls) == len(layers):
+            raise _StoppedSignal
+        return hidden
+
+    with replaced_forwards(layers, [note] * len(layers)), suppress(_StoppedSignal):
+        run()
+    if len(calls) != len(layers):
+        raise ModelError(f"{name}: its forward pass called {len(calls)} of {len(layers)} layers")
+    return first[0], calls
 
 
 class BaseGradients:
@@ -104,7 +123,7 @@ class BaseGradients:
     @torch.no_grad()
     def _forward(self) -> None:
         self.parameters = self._bring_in(self.outside)
-        self.calls: list[list[Call]] = []
+        self.calls: list[Calls] = []
         self.inputs: list[list[Tensor]] = [[]]
         for batch in self.batches:
             hidden, calls = self._recorded(batch)
@@ -129,25 +148,11 @@ class BaseGradients:
         return {name: one.requires_grad_(trained) for name, one in self.model.named_parameters() if name in wanted}
 
     @torch.enable_grad()
-    def _recorded(self, batch: MicroBatch) -> tuple[Tensor, list[Call]]:
-        """What enters the first layer, and how each layer is called."""
-        first: list[Tensor] = []
-        calls: list[Call] = []
-
-        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            first.append(hidden)
-            calls.append((args, kwargs))
-            if len(calls) == len(self.layers):
-                raise _StoppedSignal
-            return hidden
-
-        with replaced_forwards(self.layers, [note] * len(self.layers)), suppress(_StoppedSignal):
-            run_model(self.model, batch)
-        if len(calls) != len(self.layers):
-            raise ModelError(f"{self.name}: its forward pass called {len(calls)} of {len(self.layers)} layers")
+    def _recorded(self, batch: MicroBatch) -> tuple[Tensor, Calls]:
+        hidden, calls = recorded_calls(self.name, self.layers, partial(run_model, self.model, batch))
         if any(isinstance(one, Tensor) and one.requires_grad for one in tree_leaves(calls)):
             raise ModelError(f"{self.name}: its layers are given more than hidden states that depends on weights")
-        return first[0], calls
+        return hidden, calls
 
     def _called(self, index: int, number: int, hidden: Tensor) -> Tensor:
         args, kwargs = self.calls[number][index]

@@ -19,7 +19,7 @@ from trace_transfer.errors import UserError, listing
 from trace_transfer.families.anatomy import Split, splits_of, transposed_names
 from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
-from trace_transfer.figures import write_html, write_png
+from trace_transfer.figures import write_figure
 from trace_transfer.files import held, refuse_inputs, remove_leftovers, write_text
 from trace_transfer.identification import scoring, warm_starting
 from trace_transfer.identification.at_base import at_base
@@ -64,11 +64,7 @@ def plan_identify(
     rules: Sequence[str], out: str | Path, with_scores: bool = True,
 ) -> IdentifyPlan:  # fmt: skip
     """Open the models, read and encode all tasks, look what is finished; trains nothing and writes nothing.
-
-    Args:
-        tuned: tasks that have a tuned model already, and so need no warm start.
-        with_scores: False for `warm-start` alone, which needs no more than the training.
-    """
+    Tasks in `tuned` need no warm start; `warm-start` alone (not `with_scores`) needs no more than the training."""
     opened, models = _open(base, tuned, rules, out)
     start, score = settings.warm_start, settings.score
     data = read_tasks(opened, tasks, start.max_length, start.too_long, start.train.seed)
@@ -112,18 +108,16 @@ def run_identify(plan: IdentifyPlan, reporter: Reporter) -> Identified | None:
     others get None. After an error what was finished stays, and the same command goes on."""
     settings, seed = plan.settings, plan.settings.warm_start.train.seed
     with held(plan.out, shared=True):
-        if settings.score.at_base:
-            if not is_first_rank():
-                return None
-            inputs = at_base(plan.base, plan.tasks, settings, _splits(plan.base, settings.score) or {}, reporter)
-            return write_core_sets(inputs, settings.score, plan.out)
-        stores = warm_starting.run_warm_starts(plan.warm_starts, reporter)
+        stores = warm_starting.run_warm_starts(plan.warm_starts, reporter)  # of scores at the base there are none
         if not is_first_rank():
             return None
-        data = {start.label: start.data for start in plan.warm_starts.starts}
-        data |= {task.task: task for task in plan.tasks if task.task in plan.tuned}
-        deltas = plan_deltas(plan.base, plan.tuned, stores)
-        inputs = score_inputs(deltas, data, settings, seed, plan.out, reporter)
+        if settings.score.at_base:
+            inputs = at_base(plan.base, plan.tasks, settings, _splits(plan.base, settings.score) or {}, reporter)
+        else:
+            data = {start.label: start.data for start in plan.warm_starts.starts}
+            data |= {task.task: task for task in plan.tasks if task.task in plan.tuned}
+            deltas = plan_deltas(plan.base, plan.tuned, stores)
+            inputs = score_inputs(deltas, data, settings, seed, plan.out, reporter)
         return write_core_sets(inputs, settings.score, plan.out)
 
 
@@ -131,13 +125,9 @@ def run_score(
     base: str | Path, *, tuned: Mapping[str, str | Path], tasks: str | Path | None, settings: IdentifySettings,
     rules: Sequence[str], out: str | Path, reporter: Reporter,
 ) -> Identified:  # fmt: skip
-    """The second half: score the warm starts in `out`, or tuned models.
-
-    Args:
-        tasks: `tasks.yaml`, needed by methods with Fisher information.
-        settings: its warm start says how tuned models' tasks are read; warm starts have recorded how theirs were.
-    """
-    method, start, seed, data = settings.score.method, settings.warm_start, settings.warm_start.train.seed, None
+    """The second half: score the warm starts in `out`, or tuned models. Methods with Fisher information need `tasks`,
+    which are read for tuned models as the settings' warm start says; warm starts have recorded how theirs were."""
+    method, start, seed = settings.score.method, settings.warm_start, settings.warm_start.train.seed
     if tasks is None and (settings.score.at_base or settings.score.needs_fisher):
         other = ", or --method l2 or cs" if method == "lf" else ""
         raise UserError(f"{method} needs each task's examples: give --tasks tasks.yaml{other}")
@@ -151,6 +141,7 @@ def run_score(
     plan = plan_deltas(opened, models, stores)
     names = list(dict.fromkeys(source.tuned.task for source in plan.sources))
     _check(settings, names, max(source.tuned.replicate or 1 for source in plan.sources))
+    data: Mapping[str, TaskData] = {}
     if settings.score.needs_fisher:
         assert tasks is not None
         if stores:
@@ -165,19 +156,16 @@ def run_score(
 
 
 def score_inputs(
-    plan: DeltaPlan, data: Mapping[str, TaskData] | None, settings: IdentifySettings, seed: int, out: Path,
-    reporter: Reporter,
-) -> scoring.ScoreInputs:  # fmt: skip
+    plan: DeltaPlan, data: Mapping[str, TaskData], settings: IdentifySettings, seed: int, out: Path, reporter: Reporter
+) -> scoring.ScoreInputs:
     """Read deltas and, if the method needs it, Fisher information of their `data` (by label: `math`, `math/1`); what
     lies in `out` already is taken as it is."""
     fisher, splits = None, _splits(plan.base, settings.score)
     deltas = deltas_of(plan, splits, out, reporter)
     files = [out / DELTAS, *([beside(out / DELTAS)] if splits is not None else [])]
     if settings.score.needs_fisher:
-        examples = data or {}
         fisher = [
-            fisher_of(plan, one, examples[one.tuned.label], settings, seed, splits, out, reporter)
-            for one in plan.sources
+            fisher_of(plan, one, data[one.tuned.label], settings, seed, splits, out, reporter) for one in plan.sources
         ]
         files += [fisher_file(out, source) for source in plan.sources]
     epochs = {
@@ -191,8 +179,7 @@ def score_inputs(
 def _splits(base: OpenModel, score: ScoreSettings) -> dict[str, Split] | None:
     if score.unit != "rows":
         return None
-    transposed = transposed_names(build_meta_model(base.config))
-    return splits_of(base.anatomy, base.config, transposed.__contains__)
+    return splits_of(base.anatomy, base.config, transposed_names(build_meta_model(base.config)).__contains__)
 
 
 def write_core_sets(inputs: scoring.ScoreInputs, settings: ScoreSettings, out: Path) -> Identified:
@@ -204,8 +191,5 @@ def write_core_sets(inputs: scoring.ScoreInputs, settings: ScoreSettings, out: P
         report = scoring.stability(inputs, settings)
         files.append(out / STABILITY)
         write_text(files[-1], to_json(report))
-    drawing = figure(cores)
-    files += [out / "importance.html", out / "importance.png"]
-    write_html(files[-2], drawing)
-    write_png(files[-1], drawing)
+    files += write_figure(out / "importance", figure(cores))
     return Identified(cores, report, tuple(scoring.warnings_of(inputs, cores, settings)), tuple(files))

@@ -119,8 +119,7 @@ class FisherTensor(Strict):
 class FisherFile(Strict):
     """`fisher.json`: Fisher information of all tensors for a task; with `units`, that of heads and neurons too.
 
-    `fingerprint` is of the model that it was taken `at`; `fallback` names tensors without a batched form.
-    """
+    `fingerprint` is of the model that it was taken `at`; `fallback` names tensors without a batched form."""
 
     format: Literal["trace-transfer/fisher"] = "trace-transfer/fisher"
     version: Literal[1] = 1

@@ -33,24 +33,18 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that scores are made of; None for what was not computed.
+    """All that scores are made of; None for what was not computed."""
 
-    Attributes:
-        gram_PKK: inner products of the tasks' deltas, entry by entry; for a method at the base of their mean gradients.
-        kinds_P: component of each entry.
-        fisher_PK: squared gradient of each task's loss, summed over the entry's parameters.
-        text_P: the same on generic text, where it stands for what other tasks need.
-        reliability_PK: share of each delta's squared norm that a replicate reproduces: <first, second> / |delta|², with
-            the delta that is in `gram_PKK`. For single replicates that is their cosine, for their mean it is more.
-    """
-
+    # inner products of the tasks' deltas, entry by entry; for a method at the base of their mean gradients
     gram_PKK: Vector
     numel_P: NDArray[np.int64]
     base_norms_P: Vector
-    kinds_P: NDArray[np.str_]
+    kinds_P: NDArray[np.str_]  # component of each entry
     tasks_K: tuple[str, ...]
-    fisher_PK: Vector | None = None
-    text_P: Vector | None = None
+    fisher_PK: Vector | None = None  # squared gradient of each task's loss, summed over the entry's parameters
+    text_P: Vector | None = None  # the same on generic text, where it stands for what other tasks need
+    # share of each delta's squared norm that a replicate reproduces: <first, second> / |delta|², with the delta that is
+    # in `gram_PKK`. For single replicates that is their cosine, for their mean it is more.
     reliability_PK: Vector | None = None
 
     def others_P(self, task: int) -> Vector:
@@ -104,8 +98,7 @@ def cs(statistics: Statistics, task: int, settings: ScoreSettings) -> Scores:
     move it is left out of the mean. `cosine-0` is the authors' way: such an entry has the score 1.
 
     `corrected` divides the cosine by √(reliability of one · of the other), which undoes what noise takes from it
-    (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine.
-    """
+    (Spearman's correction for attenuation). Where either is at most `RELIABILITY_FLOOR`, the pair has no cosine."""
     others = [k for k in range(len(statistics.tasks_K)) if k != task]
     cosines_PJ = cosines_of(statistics.gram_PKK)[:, task, others]
     if settings.zero_delta == "cosine-0":
@@ -169,20 +162,15 @@ def fisher_base(statistics: Statistics, task: int, settings: ScoreSettings) -> S
 
 @dataclass(frozen=True)
 class Method:
-    """A registered scoring method.
+    """A registered scoring method."""
 
-    Attributes:
-        score: (statistics, index of the task, settings) → scores of all entries.
-        ignores: settings that it does not read; they do not decide its core sets.
-        num_tasks: how many it needs at least.
-        of_parameters: of a method at the base, which needs no warm start: its score of single parameters, from the
-            squared mean gradient, the task's Fisher information, that of the others, and the mean of the latter.
-    """
-
+    # (statistics, index of the task, settings) → scores of all entries
     score: Callable[[Statistics, int, ScoreSettings], Scores]
     about: str
-    ignores: tuple[str, ...] = ()
-    num_tasks: int = 1
+    ignores: tuple[str, ...] = ()  # settings that it does not read; they do not decide its core sets
+    num_tasks: int = 1  # how many it needs at least
+    # of a method at the base, which needs no warm start: its score of single parameters, from the squared mean
+    # gradient, the task's Fisher information, that of the others, and the mean of the latter
     of_parameters: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
 
 

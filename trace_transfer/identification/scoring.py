@@ -42,29 +42,20 @@ NOISY_ELEMENTS = 1000  # a cosine of fewer elements is mostly noise (its standar
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """Arrays over entries and deltas.
-
-    Attributes:
-        deltas_of_K: the indices of each task's deltas among the N.
-        made_with: what else decided the scores: epochs, seed.
-        text_P: Fisher information on generic text.
-        deltas: None of methods at the base, whose `gram_PNN` is that of gradients.
-        chosen: of each task its single parameters, where they are chosen one by one.
-        fallback: tensors whose Fisher information was taken one example at a time.
-    """
+    """Arrays over entries and deltas."""
 
     model: ModelIdentity
     tasks: tuple[str, ...]
-    made_with: Mapping[str, Any]
-    deltas_of_K: tuple[tuple[int, ...], ...]
+    made_with: Mapping[str, Any]  # what else decided the scores: epochs, seed
+    deltas_of_K: tuple[tuple[int, ...], ...]  # the indices of each task's deltas among the N
     entries: tuple[CoreTensor, ...]
     gram_PNN: Array
     base_norms_P: Array
     fisher_PN: Array | None
-    text_P: Array | None = None
-    deltas: DeltaFile | None = None
-    chosen: Sequence[Mapping[str, Chosen]] = ()
-    fallback: tuple[str, ...] = ()
+    text_P: Array | None = None  # Fisher information on generic text
+    deltas: DeltaFile | None = None  # None of methods at the base, whose `gram_PNN` is that of gradients
+    chosen: Sequence[Mapping[str, Chosen]] = ()  # of each task its single parameters, where they are chosen one by one
+    fallback: tuple[str, ...] = ()  # tensors whose Fisher information was taken one example at a time
     files: tuple[Path, ...] = ()
 
     @property

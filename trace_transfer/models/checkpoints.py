@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.errors import ModelError
-from trace_transfer.models.content import config_file_sha256, weights_sha256
+from trace_transfer.models.content import values_sha256, weights_sha256
 from trace_transfer.models.door import quantisation_of, quantised_told
 from trace_transfer.models.names_on_disk import Fused, LoadedNames, dequantiser_of, gguf_names, open_gguf
 from trace_transfer.models.sources import (
@@ -35,7 +35,7 @@ from trace_transfer.models.sources import (
     row_blocks,
     tied_names,
 )
-from trace_transfer.models.stored_weights import read_config, read_stored
+from trace_transfer.models.stored_weights import CONFIG_NAME, read_leniently, read_stored
 from trace_transfer.models.tensors import DTYPES, TensorSpec, dtype_name, read_any, read_rows, require_finite
 from trace_transfer.progress import Reporter
 
@@ -100,8 +100,7 @@ def local_directory(source: ModelSource) -> Path:
 def hash_weights(models: Iterable[str | Path | None], reporter: Reporter) -> None:
     """Hash the weights of models that lie here, with a bar where that takes long, so that all later looks are free.
 
-    What cannot be opened is told by whoever uses it.
-    """
+    What cannot be opened is told by whoever uses it."""
     for name in models:
         with suppress(ModelError):
             source = None if name is None else ModelSource.parse(name)
@@ -114,7 +113,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.dequantiser = dequantiser_of(read_config(directory))
+        self.dequantiser = dequantiser_of(read_leniently(directory / CONFIG_NAME))
         self.stored = read_stored(directory)
         self.files = sorted({tensor.file for tensor in self.stored.values()})
         self.dtypes = {DTYPES[tensor.dtype] for tensor in self.stored.values() if tensor.dtype in DTYPES}
@@ -123,7 +122,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     @property
     def config_sha256(self) -> str:
-        return config_file_sha256(self.directory)
+        return values_sha256(self.directory / CONFIG_NAME)
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         names = self._names_for(model)
@@ -147,7 +146,10 @@ class SafetensorsCheckpoint(Checkpoint):
         """As said above; of a tensor that is fused from several, no more than those of some rows are in memory."""
         names = self._names_for(model)
         if (fused := names.fused(name)) is not None:
-            yield from self._fused_chunks(fused, shape)
+            whole = None if fused.by_row(shape[0]) else self._joined(fused, fused.keys())
+            for start, stop in row_blocks(shape):
+                block = self._joined(fused, fused.keys(start, stop)) if whole is None else whole[start:stop]
+                yield block.flatten()
             return
         known = [name] if name in names.keys_of else tied_names(model, name)  # may have been saved as the head only
         key = next((names.keys_of[one][0] for one in known if one in names.keys_of), None)
@@ -156,16 +158,6 @@ class SafetensorsCheckpoint(Checkpoint):
         for block in read_rows(self.stored[key].file, key, shape, str(self.directory)):
             self.bytes_read += block.nbytes
             yield block
-
-    def _fused_chunks(self, fused: Fused, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        by_row, whole = fused.by_row(shape[0]), None
-        for start, stop in row_blocks(shape):
-            if by_row:
-                block = self._joined(fused, fused.keys(start, stop))
-            else:
-                whole = self._joined(fused, fused.keys()) if whole is None else whole
-                block = whole[start:stop]
-            yield block.flatten()
 
     def _joined(self, fused: Fused, keys: Iterable[str]) -> Tensor:
         """Their shapes fit together (`door.examine`)."""
@@ -206,8 +198,7 @@ def release(module: nn.Module) -> None:
 def return_freed_memory() -> None:
     """Give freed memory back to the system; takes milliseconds, and does nothing where the C library is not glibc.
 
-    glibc keeps freed blocks below 32 MB: over the 28 layers of a 1.5 B model it kept 500 MB more than was in use.
-    """
+    glibc keeps freed blocks below 32 MB: over the 28 layers of a 1.5 B model it kept 500 MB more than was in use."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 

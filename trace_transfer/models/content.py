@@ -44,8 +44,7 @@ def cache_directory() -> Path:
     """`$TRACE_TRANSFER_CACHE`, else `~/.cache/trace-transfer` (or below `$XDG_CACHE_HOME`)."""
     if named := os.environ.get("TRACE_TRANSFER_CACHE"):
         return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "trace-transfer"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trace-transfer"
 
 
 def weights_sha256(files: Iterable[Path], reporter: Reporter | None = None) -> str:
@@ -82,23 +81,18 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     return sha256_text(json.dumps(_without_provenance(config), sort_keys=True, default=str))
 
 
-def config_file_sha256(directory: Path) -> str:
-    """Of what a directory's `config.json` says."""
-    return _sum_of_json(directory / CONFIGS[0])
-
-
 def config_files_sha256(directory: Path) -> str:
     """Of a directory's config and generation config."""
-    return sha256_text("\n".join(_sum_of_json(directory / name) for name in CONFIGS if (directory / name).is_file()))
+    return sha256_text("\n".join(values_sha256(directory / name) for name in CONFIGS if (directory / name).is_file()))
 
 
 def tokenizer_sha256(directory: Path) -> str:
     """Of all that a directory's tokenizer and chat templates are made of."""
     files = sorted({file for pattern in TOKENIZER for file in directory.glob(pattern) if file.is_file()})
-    return sha256_text("\n".join(f"{file.relative_to(directory)} {_sum_of_json(file)}" for file in files))
+    return sha256_text("\n".join(f"{file.relative_to(directory)} {values_sha256(file)}" for file in files))
 
 
-def _sum_of_json(file: Path) -> str:
+def values_sha256(file: Path) -> str:
     """Of the values of a `…config.json`; of any other file, or of one that is no JSON object, of its bytes."""
     if file.name.endswith("config.json") and (values := read_leniently(file)):
         return config_sha256(values)

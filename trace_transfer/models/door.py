@@ -16,7 +16,7 @@ import torch
 
 from trace_transfer.errors import ModelError, together
 from trace_transfer.models.names_on_disk import CODES, LoadedNames, dequantiser_of, gguf_names, open_gguf
-from trace_transfer.models.stored_weights import CONFIG_NAME, StoredTensor, read_config, read_stored
+from trace_transfer.models.stored_weights import CONFIG_NAME, StoredTensor, read_leniently, read_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,9 +51,8 @@ def quantised_told(found: Sequence[str]) -> str:
 
 def examine(directory: Path, model: PreTrainedModel, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Compare what is stored with the model that the config makes, on the meta device: stored tensors take the place
-    of its own. Returns stored tensors that it lacks, which nobody reads; what a user is told, a sentence each.
-    """
-    stored, config = read_stored(directory), read_config(directory)
+    of its own. Returns stored tensors that it lacks, which nobody reads; what a user is told, a sentence each."""
+    stored, config = read_stored(directory), read_leniently(directory / CONFIG_NAME)
     dequantiser = dequantiser_of(config)
     names = LoadedNames.of(model, stored, dequantiser)
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -97,8 +96,7 @@ def _quantised(
         return fused is not None and fused.has_scales
 
     told = [] if method is None else [f"quantization_config in {CONFIG_NAME} ({method})"]
-    unread = [key for key in codes if not is_read(key)]
-    if unread:
+    if unread := [key for key in codes if not is_read(key)]:
         kinds = ", ".join(sorted({stored[key].dtype for key in unread}))
         return [quantised_told([*told, f"{_named(unread)} of type {kinds}"])]
     if told and not codes:
@@ -121,8 +119,7 @@ def _misfits(model: PreTrainedModel, stored: Mapping[str, StoredTensor], names: 
     problems += [f"{name}: {' '.join(why.splitlines()[-2:])}" for name, why in sorted(info.conversion_errors.items())]
     told = info.missing_keys - info.conversion_errors.keys()
     ignored = "|".join(model._keys_to_ignore_on_load_missing or ()) or r"(?!)"
-    missing = [one[0] for one in groups.values() if set(one) <= told and not re.search(ignored, one[0])]
-    if missing:
+    if missing := [one[0] for one in groups.values() if set(one) <= told and not re.search(ignored, one[0])]:
         tied = f" (if the head is the embedding, say tie_word_embeddings: true in {CONFIG_NAME})"
         problems.append(f"the weights lack {_named(missing)} of the model{tied * (missing == ['lm_head.weight'])}")
     for group in groups.values():
@@ -150,10 +147,8 @@ def examine_gguf(file: Path, model: PreTrainedModel, name: str) -> None:
     reader = open_gguf(file)
     stored = {tensor.name for tensor in reader.tensors}
     made = {at_run_time for key, at_run_time in gguf_names(model, reader, file)[1].items() if key in stored}
-    groups: dict[int, list[str]] = {}
-    for one, value in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(value), []).append(one)
-    if missing := [group[0] for group in groups.values() if made.isdisjoint(group)]:
+    there = {id(value) for one, value in model.named_parameters(remove_duplicate=False) if one in made}
+    if missing := [one for one, value in model.named_parameters() if id(value) not in there]:
         raise ModelError(f"{name}: the weights lack {_named(missing)} of the model")
 
 

@@ -193,19 +193,14 @@ def _open_gguf(file: Path, size: int, time: int) -> Any:
 def gguf_names(model: PreTrainedModel, reader: Any, file: Path) -> tuple[Any, dict[str, str]]:
     """transformers' tensor processor for a GGUF file, and the file's names → names at run time."""
     import gguf
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-        read_field,
-    )
+    from transformers import modeling_gguf_pytorch_utils as of
 
-    make: Any = TENSOR_PROCESSORS.get(str(read_field(reader, "general.architecture")[0]), TensorProcessor)
+    make: Any = of.TENSOR_PROCESSORS.get(str(of.read_field(reader, "general.architecture")[0]), of.TensorProcessor)
     processor = make(config=model.config.to_dict())
     try:
         # transformers has gguf make the same table of names for each module of a model: seconds for 400 modules.
         with patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)):
-            return processor, get_gguf_hf_weights_map(model, processor)
+            return processor, of.get_gguf_hf_weights_map(model, processor)
     except NotImplementedError as error:
         raise ModelError(f"{file}: GGUF files of '{model.config.model_type}' cannot be read ({error})") from error
 
@@ -215,8 +210,7 @@ class SavedNames:
     """A model's tensors as `save_pretrained` names and cuts them.
 
     A tensor whose names on disk would not be read back as that tensor alone keeps its name at run time, which
-    transformers loads, too.
-    """
+    transformers loads, too."""
 
     model: PreTrainedModel
 

@@ -45,8 +45,7 @@ class ModelSource:
     """Where a model comes from.
 
     `name` is what the user typed. `directory` holds its files (for a GGUF file: the folder it lies in), or is None
-    for a hub name whose files are fetched on demand; `gguf` is the file's name within `directory`.
-    """
+    for a hub name whose files are fetched on demand; `gguf` is the file's name within `directory`."""
 
     name: str
     directory: Path | None = None
@@ -91,15 +90,13 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     """Read a model's config through transformers, never with `trust_remote_code`; all commands enter a model by this.
 
     Of a directory with weights, what is stored is compared with what the config says, headers only, and what a user
-    should know of a usable one is told (`progress.telling`). A directory with a config alone is a model's names.
-    """
+    should know of a usable one is told (`progress.telling`). A directory with a config alone is a model's names."""
     if source.directory is None:
         return _known_config(source)
     entered = _enter(source)
     for note in entered.notes:
         tell(note)
-    config: PretrainedConfig = copy.deepcopy(entered.config)
-    return config
+    return copy.deepcopy(entered.config)
 
 
 def load_inventory(source: ModelSource) -> Inventory:
@@ -118,7 +115,7 @@ def superfluous_tensors(source: ModelSource) -> tuple[str, ...]:
 class _Entered:
     """A usable directory; the inventory is that of a model that was built to be compared with its weights."""
 
-    config: Any
+    config: PretrainedConfig
     inventory: Inventory | None = None
     superfluous: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -126,13 +123,9 @@ class _Entered:
 
 def _enter(source: ModelSource) -> _Entered:
     assert source.directory is not None
-    return _enter_at(source, state_of(source.directory))
-
-
-def state_of(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Names, sizes and times of a directory's files: another one where anything was written there."""
-    found = [(file.name, file.stat()) for file in sorted(directory.iterdir()) if file.is_file()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
+    found = [(file.name, file.stat()) for file in sorted(source.directory.iterdir()) if file.is_file()]
+    state = tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
+    return _enter_at(source, state)
 
 
 @lru_cache(maxsize=64)
@@ -286,8 +279,7 @@ def build_meta_model(config: PretrainedConfig, dtype: Any = None) -> PreTrainedM
 
     Buffers (rotary frequencies) are real and those of `from_pretrained`, so that a forward pass works once weights are
     brought in; those that are saved with the weights are brought in like these. `dtype` is that of the tensors;
-    default is torch's.
-    """
+    default is torch's."""
     import torch
     from accelerate import init_empty_weights
     from torch.overrides import TorchFunctionMode
@@ -319,8 +311,7 @@ def _compute_buffers(model: PreTrainedModel) -> None:
     """Compute buffers as `from_pretrained` does: anew after the model was built, out of its type.
 
     While a model is built its type is torch's default, and what is made of `arange` without a type of its own is
-    rounded to it: the positions that GPT-J turns by would be off by 0.02 in bf16, in a table that is float32 itself.
-    """
+    rounded to it: the positions that GPT-J turns by would be off by 0.02 in bf16, in a table that is float32 itself."""
     import torch
 
     for module in model.modules():
@@ -339,8 +330,7 @@ def _compute_buffers(model: PreTrainedModel) -> None:
 class Inventory:
     """Names and shapes of a model's tensors in model order, at run time (`named_parameters()`).
 
-    `tied` maps an alias (`lm_head.weight`) to the tensor that owns the values; an alias is not in `shapes`.
-    """
+    `tied` maps an alias (`lm_head.weight`) to the tensor that owns the values; an alias is not in `shapes`."""
 
     config: Any
     shapes: Mapping[str, tuple[int, ...]]
@@ -396,11 +386,7 @@ def inventory_of(model: PreTrainedModel) -> Inventory:
     """List a model's tensors; tied ones once, under the name that `named_parameters()` gives."""
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    tied = {
-        name: owners[id(parameter)]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name not in shapes
-    }
+    tied = {name: owners[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if name not in shapes}
     return Inventory(model.config, shapes, tied)
 
 

@@ -94,13 +94,9 @@ def _none(directory: Path) -> str:
     )
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """`config.json`, read as transformers reads it; empty where there is none that can be read, which others tell."""
-    return read_leniently(directory / CONFIG_NAME)
-
-
 def read_leniently(file: Path) -> dict[str, Any]:
-    """A JSON object of transformers' or peft's, with the numbers of any length that theirs have; empty for none."""
+    """A JSON object of transformers' or peft's, with the numbers of any length that theirs have; empty where there is
+    none that can be read, which others tell."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -37,8 +37,7 @@ def dtype_name(dtype: torch.dtype | None) -> str:
 def all_finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinite; makes no copy of them.
 
-    A sum is five times as fast as the extremes, and not finite if a value is not; it may overflow by itself.
-    """
+    A sum is five times as fast as the extremes, and not finite if a value is not; it may overflow by itself."""
     if not values.is_floating_point() or not values.numel():
         return True
     if values.element_size() == 1:  # float8 knows neither sum nor extremes
@@ -49,8 +48,7 @@ def all_finite(values: Tensor) -> bool:
 def differing(one: Tensor, other: Tensor) -> Tensor:
     """Where two tensors of one shape differ, as bool of that shape.
 
-    Of different types, both are first widened to one that holds all values of both, which loses nothing.
-    """
+    Of different types, both are first widened to one that holds all values of both, which loses nothing."""
     if one.dtype != other.dtype:
         wide = torch.promote_types(one.dtype, other.dtype)
         one, other = one.to(wide), other.to(wide)
@@ -143,9 +141,7 @@ def _layout(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tup
     for name in sorted(specs, key=lambda name: (_WIDEST_FIRST.index(NAMES[specs[name].dtype]), name)):
         spec = specs[name]
         starts[name], end = end, end + spec.num_bytes
-        entries[name] = {
-            "dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [starts[name], end]
-        }  # fmt: skip
+        entries[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [starts[name], end]}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text

@@ -138,8 +138,7 @@ class ModelState:
             yield block.flatten()
 
     def check(self, reporter: Reporter) -> None:
-        """Read all that patches hold; a StateError for the first that does not begin, bit for bit, where the one before
-        ended."""
+        """Read all that patches hold; a StateError for the first that begins with other bits than the state before."""
         if not self.patched:
             return
         differences: list[list[str]] = [[] for _ in self.patches]
@@ -162,8 +161,7 @@ class ModelState:
     def _differences(self, name: str) -> Iterator[tuple[int, str]]:
         """Numbers of the patches that begin with another value of a tensor, and how much of it is another.
 
-        Of each block only the first such patch is found: what follows it begins with what it would have made.
-        """
+        Of each block only the first such patch is found: what follows it begins with what it would have made."""
         held, counts, dtypes = self._entries_of(name), Counter[int](), dict[int, torch.dtype]()
         values = zip(*(patch.blocks(name, kind) for patch, _ in held for kind in (BEFORE, AFTER)), strict=True)
         for rows, block, ends in zip(row_blocks(self.shapes[name]), self._base_blocks(name), values, strict=True):
@@ -212,11 +210,7 @@ def write_model(
     texts: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a state as a directory that `from_pretrained` loads, whole or not at all; one block of rows is in memory.
-
-    Args:
-        replace: what is in the directory goes when the new model is whole.
-        texts: further files, name → content.
-    """
+    With `replace`, what is in the directory goes when the new model is whole; `texts` are further files by name."""
     specs = specs_of(state.base, {name: state.dtype(name) for name in state.shapes})
     state.check(reporter)
     with reporter.task("writing the model", len(specs)) as advance:

@@ -26,7 +26,7 @@ from trace_transfer.engine.slices import laid, taken
 from trace_transfer.errors import ArtefactError, each_of, first_line, listing
 from trace_transfer.models.content import weights_sha256
 from trace_transfer.models.sources import AXES, numel, row_blocks
-from trace_transfer.models.stored_weights import stored_tensors
+from trace_transfer.models.stored_weights import StoredTensor, stored_tensors
 from trace_transfer.models.tensors import DTYPES, TensorSpec, read_blocks, read_tensor, writing_tensors
 from trace_transfer.records import TASK, Strict, checked
 
@@ -35,7 +35,6 @@ BEFORE: Final = "before"
 AFTER: Final = "after"
 CHOSEN: Final = "chosen"
 Kind = Literal["before", "after"]
-Stored = Mapping[str, tuple[str, tuple[int, ...]]]  # name → type and shape
 Changes = Iterable[tuple["PatchEntry", Tensor, Tensor]]
 
 
@@ -105,8 +104,6 @@ class _Tensor(TensorPart):
 
 
 class _Header(Strict):
-    """The metadata of a patch."""
-
     format: Literal["trace-transfer/patch"] = "trace-transfer/patch"
     version: Literal["1"] = "1"
     task: str = Field(pattern=TASK)
@@ -132,11 +129,10 @@ class Patch:
         holds other tensors than its metadata say."""
         file = Path(path)
         header = checked(file, _metadata(file), _Header, ArtefactError)
-        stored = {name: (one.dtype, one.shape) for name, one in stored_tensors(file).items()}
-        entries, problems = [], []
+        stored, entries, problems = stored_tensors(file), [], []
         for tensor in header.parameters:
-            dtypes = [DTYPES.get(stored.get(f"{kind}/{tensor.name}", ("",))[0]) for kind in (BEFORE, AFTER)]
-            before, after = (dtype or torch.float32 for dtype in dtypes)  # what is none is told below
+            found = [stored.get(f"{kind}/{tensor.name}") for kind in (BEFORE, AFTER)]
+            before, after = (DTYPES.get(one.dtype if one else "", torch.float32) for one in found)  # others: told below
             try:
                 part = tensor.part if tensor.chosen is None else _chosen(file, tensor, stored)
                 entries.append(PatchEntry(tensor.name, tensor.shape, part, before, after))
@@ -209,7 +205,7 @@ def _metadata(file: Path) -> Mapping[str, str]:
         raise ArtefactError(f"{file}: cannot be read: {error.strerror or first_line(error)}") from error
 
 
-def _chosen(file: Path, tensor: _Tensor, stored: Stored) -> Chosen:
+def _chosen(file: Path, tensor: _Tensor, stored: Mapping[str, StoredTensor]) -> Chosen:
     """The single parameters of a tensor; a ValueError where they are missing or not so many."""
     from safetensors import safe_open
 
@@ -222,19 +218,17 @@ def _chosen(file: Path, tensor: _Tensor, stored: Stored) -> Chosen:
     return part
 
 
-def _misfits(entries: Sequence[PatchEntry], stored: Stored) -> list[str]:
+def _misfits(entries: Sequence[PatchEntry], stored: Mapping[str, StoredTensor]) -> list[str]:
     """Where the tensors of a file are not those of its entries."""
     expected = {key: spec for entry in entries for key, spec in entry.specs.items()}
     problems = [f"{key}: not in its metadata" for key in sorted(stored.keys() - expected.keys())]
     for key, spec in expected.items():
         if key not in stored:
             problems.append(f"{key}: missing")
-            continue
-        dtype, shape = stored[key]
-        if not key.startswith(CHOSEN) and dtype not in DTYPES:
-            problems.append(f"{key}: of type {dtype}, expected one of {', '.join(DTYPES)}")
-        elif shape != spec.shape:
-            problems.append(f"{key}: shape {list(shape)}, expected {list(spec.shape)}")
+        elif not key.startswith(CHOSEN) and stored[key].dtype not in DTYPES:
+            problems.append(f"{key}: of type {stored[key].dtype}, expected one of {', '.join(DTYPES)}")
+        elif stored[key].shape != spec.shape:
+            problems.append(f"{key}: shape {list(stored[key].shape)}, expected {list(spec.shape)}")
     return problems
 
 

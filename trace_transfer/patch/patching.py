@@ -37,6 +37,8 @@ from trace_transfer.progress import Reporter
 from trace_transfer.publish.model_card import patched_card
 from trace_transfer.records import library_versions, model_line, read_artefact, require_task
 
+YAML, BASE = "mergekit.yaml", "base"
+
 
 def move_model(
     model: str, patches: Sequence[Path], out: Path, reporter: Reporter, *, revert: bool = False
@@ -82,9 +84,6 @@ def diff_models(
     return found, len(one.shapes)
 
 
-YAML, BASE = "mergekit.yaml", "base"
-
-
 class TaskModel(NamedTuple):
     """One written model: how many elements its patch holds, and how many of these an earlier task had moved already."""
 
@@ -100,8 +99,7 @@ def write_task_models(
     """Write the model of each patch alone, and `mergekit.yaml`, which adds them all up.
 
     A GGUF base, which mergekit does not read, is written as a directory, too. The patches are of tasks with different
-    names; `merge_method` is one of `records.METHODS`.
-    """
+    names; `merge_method` is one of `records.METHODS`."""
     require_room(out)
     opened = Patch.open_all(patches)
     counts = Counter([BASE, *(patch.task for patch in opened)])
@@ -162,8 +160,7 @@ def verify(base: ModelState, tuned: ModelState, mask: Mask, reporter: Reporter) 
     """Compare two models; whether frozen elements moved is for the caller to look at (`require_frozen`).
 
     What is saved with the tensors but is none (a router's correction of its scores) counts as frozen. Elements of
-    different types are compared after widening.
-    """
+    different types are compared after widening."""
     require_same_names(base, tuned)
     if unknown := [name for name in mask.parts if name not in base.shapes]:
         raise ModelError(f"{base.source.name} lacks tensors that were to be trained:\n" + listing(unknown))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
@@ -18,8 +19,6 @@ from trace_transfer.records import Range, Strict
 from trace_transfer.terminal import Page, as_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from trace_transfer.patch.patches import Patch, PatchEntry
@@ -31,8 +30,7 @@ class VerifiedTensor(TensorPart):
 
     `rows`, `columns` or `depth` (along the third axis) are the trained ones, where only some are. Elements are counted
     as core (trained) or frozen, and as moved where their bits differ. `moved_rows` (`moved_columns`, `moved_depth`) are
-    those with frozen elements that moved, of a sliced tensor.
-    """
+    those with frozen elements that moved, of a sliced tensor."""
 
     base_dtype: str
     tuned_dtype: str
@@ -115,8 +113,7 @@ def mergekit_yaml(base: str, models: Sequence[str], method: str, dtypes: Iterabl
     """A mergekit configuration that adds the models' task vectors to the base, each once.
 
     It computes in a type in which a difference of stored values loses nothing, and stores in the widest of `dtypes`:
-    then vectors that do not overlap add up to the very bits of the tasks' models.
-    """
+    then vectors that do not overlap add up to the very bits of the tasks' models."""
     import torch
 
     stored = reduce(torch.promote_types, dtypes)

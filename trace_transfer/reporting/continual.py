@@ -53,8 +53,7 @@ def forgetting(scores_SE: Scores, first_E: Stages) -> float | None:
     Here it begins when the task was first trained: a base model may know a task before, and what other tasks took of
     that in the meantime was not learned in the stream. It is negative where the last stage is the best, and never less
     than −(backward transfer). A maximum over noisy scores is too high: of scores that do not change but for noise,
-    forgetting is above 0 and backward transfer is not.
-    """
+    forgetting is above 0 and backward transfer is not."""
     lost = [scores_SE[first_E[e] : -1, e].max() - scores_SE[-1, e] for e in _before_last(scores_SE, first_E)]
     return float(np.mean(lost)) if lost else None
 
@@ -113,13 +112,10 @@ class Front:
         (1 − w) F_i + w F_{i+1} − b ((1 − w) L_i + w L_{i+1} − level),   b = mean(F_{i+1} − F_i) / mean(L_{i+1} − L_i)
 
     The last term is 0 on average: it takes out what a seed lost more because it learned more, so that the interval of
-    paired differences also holds that the place is an estimate (the delta method).
+    paired differences also holds that the place is an estimate (the delta method)."""
 
-    `learned_RS` and `lost_RS` have a row per rate, lowest first, a column per seed that trained all of them.
-    """
-
-    rates: tuple[float, ...]
-    seeds: tuple[int, ...]
+    rates: tuple[float, ...]  # lowest first
+    seeds: tuple[int, ...]  # that trained all of them
     learned_RS: Scores
     lost_RS: Scores
 
@@ -144,30 +140,24 @@ class Front:
                 learned_S, lost_S = (
                     (1 - weight) * rows[low] + weight * rows[low + 1] for rows in (self.learned_RS, self.lost_RS)
                 )
-                moved_S: Scores = lost_S - slope * (learned_S - level)
-                return moved_S
-        lowest_S: Scores = self.lost_RS[0]  # the lowest rate learns most: it is the whole line
-        return lowest_S
+                return np.asarray(lost_S - slope * (learned_S - level))
+        return np.asarray(self.lost_RS[0])  # the lowest rate learns most: it is the whole line
 
 
 @dataclass(frozen=True)
 class Found:
-    """One method minus another, paired by seed; None where one of them, or a seed in common, is not there.
-
-    `level` is what both learn, where they are compared at the same learning; `reason` why they cannot be.
-    """
+    """One method minus another, paired by seed; None where one of them, or a seed in common, is not there."""
 
     difference: Interval | None
-    level: float | None = None
-    reason: str = ""
+    level: float | None = None  # what both learn, where they are compared at the same learning
+    reason: str = ""  # why they cannot be
 
 
 def matched(ours: Front, theirs: Front, rates: tuple[float, float], names: tuple[str, str]) -> Found:
     """What a method loses more than another where both learn the lesser of what they learn at their chosen `rates`.
 
     One of them stands at its rate, the other is taken down its line; the reason, with `names`, if it does not reach so.
-    Only the seeds that both have are compared.
-    """
+    Only the seeds that both have are compared."""
     shared = [seed for seed in ours.seeds if seed in theirs.seeds]
     if not shared:
         return Found(None, reason="no seed trained all rates of both")

@@ -49,19 +49,13 @@ def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """One trained model.
-
-    Attributes:
-        values_SE: scores after each stage, the first row is the base; columns are the run's evaluations; own metrics.
-        first: evaluation → the stage (from 1) that first trained a task that it measures.
-        steps: all steps that it needed, each once.
-    """
+    """One trained model."""
 
     record: CellRecord
     matrix: ScoreMatrix
-    values_SE: NDArray[np.float64]
-    first: Mapping[str, int]
-    steps: tuple[StepFile, ...]
+    values_SE: NDArray[np.float64]  # scores after each stage, first of the base; a column per evaluation, own metrics
+    first: Mapping[str, int]  # evaluation → the stage (from 1) that first trained a task that it measures
+    steps: tuple[StepFile, ...]  # all that it needed, each once
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,6 @@ class MatchFound:
     """A layer match of the main comparison; `picture` is its PNG's path from the run's directory, if it has one."""
 
     directory: str
-    uses: tuple[CellRecord, ...]
     match: LayerMatch
     similarity: NDArray[np.float64]
     picture: str | None
@@ -97,31 +90,21 @@ class CoreFound:
 
 @dataclass
 class FinishedRun:
-    """A run as far as it is finished; what its steps found is in the order of the cells.
+    """A run as far as it is finished; what its steps found is in the order of the cells."""
 
-    Attributes:
-        directory: as an absolute path.
-        record: `run.json`, with the cells that are finished alone; without any of the reference the first method is it.
-        evaluations: the scores of the base in the first cell: names and metrics of the columns.
-        steps: directory → step, of all that are finished.
-        unfinished: directories of the other steps.
-        num_left_out: cells that are not finished.
-        verified: the uses of trained models in the main comparison, and what moved in them.
-        representation: its step's directory, the file, and the PNG if there is one.
-    """
-
-    directory: Path
-    record: RunFile
-    evaluations: tuple[Score, ...] = ()
+    directory: Path  # absolute
+    record: RunFile  # with the cells that are finished alone; without any of the reference the first method is it
+    evaluations: tuple[Score, ...] = ()  # of the base in the first cell: names and metrics of the columns
     cells: list[FinishedCell] = field(default_factory=list)
-    steps: dict[str, StepFile] = field(default_factory=dict)
-    unfinished: list[str] = field(default_factory=list)
-    num_left_out: int = 0
+    steps: dict[str, StepFile] = field(default_factory=dict)  # directory → step, of all that are finished
+    unfinished: list[str] = field(default_factory=list)  # directories of the other steps
+    num_left_out: int = 0  # cells that are not finished
     models: dict[str, ModelIdentity] = field(default_factory=dict)
     matches: list[MatchFound] = field(default_factory=list)
     cores: list[CoreFound] = field(default_factory=list)
+    # The uses of trained models in the main comparison, and what moved in them.
     verified: list[tuple[tuple[CellRecord, ...], Verification]] = field(default_factory=list)
-    representation: tuple[str, RepresentationFile, bytes | None] | None = None
+    representation: tuple[str, RepresentationFile, bytes | None] | None = None  # directory, file, and PNG if there
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -212,7 +195,7 @@ class _Reader:
                 self._add_cores(place, main, "target" if refined or needs[main[0].method] == "target" else "source")
             if kind in ("match", "map") and main:
                 self._add_cores(place, main, "carried")
-                self._add_match(place, main)
+                self._add_match(place)
         if isinstance(represented, str):
             file: RepresentationFile | None = self.file(represented, "representation.json", RepresentationFile)
             picture = self.checked(represented, "representation.png")
@@ -266,7 +249,7 @@ class _Reader:
         steps = [run.steps[place] for place in dict.fromkeys(record.steps.values()) if place in run.steps]
         run.cells.append(FinishedCell(record, matrix, values_SE, first, tuple(steps)))
 
-    def _add_match(self, place: str, uses: tuple[CellRecord, ...]) -> None:
+    def _add_match(self, place: str) -> None:
         match: LayerMatch | None = self.file(place, "layer_match.json", LayerMatch)
         file = self.checked(place, "similarity.safetensors")
         if match is None or file is None:
@@ -276,7 +259,7 @@ class _Reader:
         except ArtefactError as error:
             self.note(str(error))
             return
-        self.run.matches.append(MatchFound(place, uses, match, similarity, self._picture(place, "heatmap.png")))
+        self.run.matches.append(MatchFound(place, match, similarity, self._picture(place, "heatmap.png")))
         self.run.models.setdefault("source", match.source)
 
     def _add_cores(self, place: str, uses: tuple[CellRecord, ...], role: Role) -> None:

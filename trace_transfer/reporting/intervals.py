@@ -22,8 +22,7 @@ def interval(values: Sequence[float]) -> Interval:
     """A mean and its 95 % interval, mean ± t(n − 1) · s / √n; without an interval for fewer than three values.
 
     Values that are all the same have an interval of no width: it says that nothing else was seen, not that nothing
-    else can be. Of paired samples give the differences.
-    """
+    else can be. Of paired samples give the differences."""
     sample = np.asarray(values, dtype=np.float64)
     mean, num = float(sample.mean()), len(sample)
     if num < MIN_VALUES:
@@ -45,8 +44,7 @@ def p_value(differences: Sequence[float]) -> float | None:
 
     None for fewer than three differences. Where all are the same, t is not defined and it is that of the exact
     sign-flip test: 1 if they are 0, else 2 / 2^n. (Of five seeds that test never says less than 0.0625, so it cannot be
-    the general one here.)
-    """
+    the general one here.)"""
     sample = np.asarray(differences, dtype=np.float64)
     if len(sample) < MIN_VALUES:
         return None
@@ -58,24 +56,17 @@ def p_value(differences: Sequence[float]) -> float | None:
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """p values adjusted for all being asked together (Holm, 1979): at 0.05 a false finding *anywhere* is that unlikely.
 
-    The i-th smallest of m (from 1) is multiplied by m − i + 1, is at least the one before it, and at most 1.
-    """
-    ranked = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(ranked):
-        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - place)))
-        adjusted[index] = highest
-    return tuple(adjusted)
+    The i-th smallest of m (from 1) is multiplied by m − i + 1, is at least the one before it, and at most 1."""
+    ranked, adjusted = np.argsort(p_values, kind="stable"), np.array(p_values, np.float64)
+    adjusted[ranked] = np.maximum.accumulate(np.minimum(adjusted[ranked] * np.arange(len(ranked), 0, -1), 1.0))
+    return tuple(adjusted.tolist())
 
 
 def smallest_found(half_width: float, num: int, alpha: float, power: float = 0.8) -> float:
     """The true mean difference that the two-sided paired t test at `alpha` finds with that power: less may be missed.
 
     Of t with n − 1 degrees of freedom, not central by δ √n / s: the δ with P(|t| > quantile of 1 − α / 2) = `power`.
-
-    Args:
-        half_width: of the 95 % interval of the mean difference, which says how much the pairs deviate (s).
-    """
+    `half_width` is that of the 95 % interval of the mean difference, which says how much the pairs deviate (s)."""
     beyond = stats.t.isf(alpha / 2, num - 1)
     shift = special.ncfdtrinc(1, num - 1, 1 - power, beyond**2) ** 0.5  # t² is F, as far from central as t squared
     deviation = half_width * math.sqrt(num) / stats.t.isf((1 - 0.95) / 2, num - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trace_transfer.files import SIZES
 from trace_transfer.reporting.records import Interval
 from trace_transfer.tables import Number
 
@@ -42,14 +41,10 @@ def unit_of(most: float, units: Units) -> tuple[float, str]:
     return next((unit for unit in units if most >= unit[0]), units[-1])
 
 
-def seconds(found: Interval, units: Units = TIMES) -> str:
+def seconds(found: Interval) -> str:
     """`2.50 [2.40, 2.70] min`, in the unit of the mean."""
-    scale, unit = unit_of(found.mean, units)
+    scale, unit = unit_of(found.mean, TIMES)
     return f"{measured(found, scale).text} {unit}"
-
-
-def size(num_bytes: float) -> str:
-    return seconds(single(num_bytes), SIZES)
 
 
 def count(number: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from trace_transfer import figures
 from trace_transfer.figures import Axis, Marks, Panel, Row
 from trace_transfer.pages import Plot
+from trace_transfer.reporting.finished_run import grouped
 from trace_transfer.reporting.numbers import number
 from trace_transfer.reporting.records import EvaluationRecord, Interval, Summary, SweepSummary
 
@@ -46,20 +47,18 @@ def first_shown(methods: Sequence[str]) -> tuple[str, ...]:
 
 def curves(summary: Summary) -> list[Plot]:
     """A panel per task: the score 0, 1, 2, … stages after it was learned, a line per method."""
-    records = summary.columns
-    found = [curve for curve in summary.curves if curve.points]
-    methods, most = list(dict.fromkeys(curve.method for curve in found)), 0
-    lines: dict[str, list[Marks]] = {}
-    for curve in found:
-        # Side by side, so that intervals do not hide each other.
-        shift = 0.25 * (methods.index(curve.method) / max(len(methods) - 1, 1) - 0.5)
-        points = [(stage + shift, point) for stage, point in enumerate(curve.points)]
-        most = max(most, len(points))
-        marks = _line(summary, curve.method, points, records[curve.evaluation].share, first_shown(methods))
-        lines.setdefault(curve.task, []).append(marks)
-    measured = {curve.task: records[curve.evaluation] for curve in found}
+    found, panels = [curve for curve in summary.curves if curve.points], []
+    methods = list(dict.fromkeys(curve.method for curve in found))
+    most = max((len(curve.points) for curve in found), default=0)
     stages = Axis(title="stages after it was learned", ticks={float(stage): str(stage) for stage in range(most)})
-    panels = [_panel(task, stages, _metric(measured[task]), marks) for task, marks in lines.items()]
+    for task, own in grouped((curve.task, curve) for curve in found).items():
+        record, lines = summary.columns[own[0].evaluation], []
+        for curve in own:
+            # Side by side, so that intervals do not hide each other.
+            shift = 0.25 * (methods.index(curve.method) / max(len(methods) - 1, 1) - 0.5)
+            points = [(stage + shift, point) for stage, point in enumerate(curve.points)]
+            lines.append(_line(summary, curve.method, points, record.share, first_shown(methods)))
+        panels.append(_panel(task, stages, _metric(record), lines))
     return _plot(panels, "Scores after a task was learned")
 
 

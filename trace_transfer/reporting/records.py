@@ -17,34 +17,26 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 class Cost(Strict):
-    """What a step took, over all the times that it ran until it was finished.
-
-    `cpu_seconds` is processor time of its processes, `peak_bytes` the largest resident memory of its process, `bytes`
-    the size of its files, `trained` elements of the target (the most of any stage), where it trained any.
-    """
+    """What a step took, over all the times that it ran until it was finished."""
 
     seconds: float = Field(ge=0)
-    cpu_seconds: float = Field(default=0.0, ge=0)
-    peak_bytes: int = Field(ge=0)
-    bytes: int = Field(ge=0)
-    trained: int | None = None
+    cpu_seconds: float = Field(default=0.0, ge=0)  # processor time of its processes
+    peak_bytes: int = Field(ge=0)  # the largest resident memory of its process
+    bytes: int = Field(ge=0)  # the size of its files
+    trained: int | None = None  # elements of the target (the most of any stage), where it trained any
 
 
 class StepFile(Strict):
-    """`step.json`, written when a step is finished: what it is of, and the hash of everything that it wrote.
-
-    `address` is the hash of kind, settings and inputs: another setting is another step in another directory. `inputs`
-    are addresses of other steps and hashes of files, by what they are for. `removed` files were needed no longer.
-    """
+    """`step.json`, written when a step is finished: what it is of, and the hash of everything that it wrote."""
 
     format: Literal["trace-transfer/step"] = "trace-transfer/step"
     version: Literal[1] = 1
     kind: str
-    address: str = Field(pattern=SHA256)
+    address: str = Field(pattern=SHA256)  # of kind, settings and inputs: another setting is another step and directory
     settings: dict[str, Any]
-    inputs: dict[str, str]
+    inputs: dict[str, str]  # what it is for → address of another step, or hash of a file
     files: dict[str, str]
-    removed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()  # files that were needed no longer
     cost: Cost
     libraries: dict[str, str] = Field(default_factory=dict)
 
@@ -146,8 +138,7 @@ class Interval(Strict):
     """A mean over cells (seeds) and its 95 % interval (Student's t); None where fewer than three cells give none.
 
     `p` is of differences, two-sided, by the paired t test; `p_adjusted` (Holm) for all differences of the same measure
-    in the same table, and where one answers a question for all questions, too: the larger of both.
-    """
+    in the same table, and where one answers a question for all questions, too: the larger of both."""
 
     mean: float
     low: float | None = None
@@ -169,28 +160,24 @@ class Measure(Strict):
 
 
 class MethodSummary(Strict):
-    """One method at one setting.
-
-    Attributes:
-        measures: measure → its mean and interval; those that this method does not have are absent (joint training
-            forgets nothing that it could tell). More is better but for forgetting: of a loss the sign is flipped.
-        final: evaluation → score of the last state, in the evaluation's own metric.
-        differences: measure → this method minus the reference, paired by seed; absent for the reference itself.
-        costs: seconds of each part and of all but the evaluation, bytes, elements. A step that several cells share is
-            counted in full for each: what the method would cost alone.
-        single, single_final: measure or evaluation → its value in each cell, in the order of `seeds`.
-    """
+    """One method at one setting."""
 
     method: str
     title: Name = ""
     what: Name = ""
     needs: Literal["none", "source", "target"] = "none"
     seeds: tuple[int, ...]
+    # Measure → its mean and interval, absent where the method has none (joint training forgets nothing that it could
+    # tell). More is better but for forgetting: of a loss the sign is flipped.
     measures: dict[str, Interval]
-    final: dict[str, Interval]
+    final: dict[str, Interval]  # evaluation → score of the last state, in the evaluation's own metric
+    # This method minus the reference, paired by seed; absent for the reference itself.
     differences: dict[str, Interval] = Field(default_factory=dict)
     final_differences: dict[str, Interval] = Field(default_factory=dict)
+    # Seconds of each part and of all but the evaluation, bytes, elements. A step that several cells share is counted in
+    # full for each: what the method would cost alone.
     costs: dict[str, Interval] = Field(default_factory=dict)
+    # Measure or evaluation → its value in each cell, in the order of `seeds`.
     single: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     single_final: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
@@ -200,30 +187,25 @@ class MethodSummary(Strict):
 
 
 class Curve(Strict):
-    """Forgetting: the score of what measures a task, 0, 1, 2, … stages after the task was learned, over all cells.
-
-    In the evaluation's own metric. Where cells train different orders, a later point is of fewer of them (`num`): those
-    in which the task came early enough.
-    """
+    """Forgetting: the score of what measures a task, 0, 1, 2, … stages after the task was learned, over all cells."""
 
     method: str
     task: str
     evaluation: str = ""
+    # In the evaluation's own metric. Where cells train different orders, a later point is of fewer of them (`num`):
+    # those in which the task came early enough.
     points: tuple[Interval, ...]
 
 
 class MatrixSummary(Strict):
-    """Mean scores of all cells of a method with the same order: a row per stage (the first is the base).
-
-    The order is the one that most cells have, the first of those; `num` cells have it.
-    """
+    """Mean scores of all cells of a method with the same order: a row per stage (the first is the base)."""
 
     method: str
-    order: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()  # the one that most cells have, the first of those
     stages: tuple[str, ...]
     evaluations: tuple[str, ...]
     means: tuple[tuple[float, ...], ...]
-    num: int
+    num: int  # cells that have this order
 
 
 class SweepPoint(Strict):
@@ -243,11 +225,7 @@ class SweepSummary(Strict):
 
 
 class Comparison(Strict):
-    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed.
-
-    `smallest_found` is the difference that so many seeds find with a probability of 80 %, by how much their pairs
-    deviate, at 0.05 divided by the number of comparisons; `level` the learning at which `matched_forgetting` is told.
-    """
+    """A question to the run, asked of two of its methods: `method` minus `other`, paired by seed."""
 
     question: str
     method: str
@@ -255,8 +233,10 @@ class Comparison(Strict):
     measure: str
     difference: Interval
     answer: str = ""  # by earlier versions
+    # The difference that so many seeds find with a probability of 80 %, by how much their pairs deviate, at 0.05
+    # divided by the number of comparisons.
     smallest_found: float | None = None
-    level: float | None = None
+    level: float | None = None  # the learning at which `matched_forgetting` is told
 
 
 class RatePoint(Strict):

@@ -21,7 +21,7 @@ import numpy as np
 from trace_transfer import figures as drawing
 from trace_transfer.core_sets.overlap import jaccard_by_chance, jaccard_of_cores
 from trace_transfer.errors import UserError
-from trace_transfer.files import held, write_text
+from trace_transfer.files import held, size, write_text
 from trace_transfer.identification.draw import figure as importance_figure
 from trace_transfer.pages import Figures, Markdown, Plot, Shades, code, document, page, picture, place
 from trace_transfer.printable import printable
@@ -85,29 +85,16 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path,
                           "table": table_of(file)}  # fmt: skip
     pictures = {one.directory: one.picture for one in cores if one.picture}
     text = document(
-        "report.md.j2",
-        run=run,
-        summary=summary,
-        summary_tables=summary_tables,
-        figures=shown,
+        "report.md.j2", run=run, summary=summary, summary_tables=summary_tables, figures=shown, table=to_markdown,
         match_pictures=[picture(match_title(one.match.policy), to_run + one.picture) for one in matches if one.picture],
         importance_pictures=[picture(f"importance: {name}", to_run + path) for name, path in pictures.items()],
-        table=to_markdown,
-        several=numbers.several,
-        count=numbers.count,
+        several=numbers.several, count=numbers.count, size=size,
         seconds=lambda number: numbers.seconds(numbers.single(number)),
-        size=numbers.size,
-        again=again(run),
-        settings=settings(run.record.settings),
-        matches=matches,
-        layers=_layers(matches),
-        core_sizes=_core_sizes(run, cores),
-        num_left_out=len(cores) - len(importance),
+        again=again(run), settings=settings(run.record.settings), matches=matches, layers=_layers(matches),
+        core_sizes=_core_sizes(run, cores), num_left_out=len(cores) - len(importance),
         overlaps=[one for one in (_between_tasks(run), _carried_and_identified(run)) if one.rows],
-        moved=_moved(run),
-        num_broken=sum(not one.ok for _, one in run.verified),
-        representation=representation,
-    )
+        moved=_moved(run), num_broken=sum(not one.ok for _, one in run.verified), representation=representation,
+    )  # fmt: skip
     files = (target / HTML, target / MARKDOWN)
     write_text(files[0], page(text, Figures(shown, _shades(summary), held_pictures)))
     write_text(files[1], text)

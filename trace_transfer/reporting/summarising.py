@@ -17,24 +17,11 @@ import numpy as np
 
 from trace_transfer.evaluation.records import ScoreMatrix
 from trace_transfer.records import library_versions
+from trace_transfer.reporting import records
 from trace_transfer.reporting.continual import MEASURES, Found, Front, matched
 from trace_transfer.reporting.finished_run import FinishedCell, FinishedRun, grouped
 from trace_transfer.reporting.intervals import Values, holm, interval, paired
-from trace_transfer.reporting.records import (
-    MATCHED,
-    TUNING,
-    Curve,
-    EvaluationRecord,
-    Interval,
-    MatrixSummary,
-    MethodSummary,
-    RatePoint,
-    Summary,
-    SweepPoint,
-    SweepSummary,
-    TunedMethod,
-    TuningSummary,
-)
+from trace_transfer.reporting.records import MATCHED, TUNING
 from trace_transfer.reporting.summary_tables import AXES
 from trace_transfer.reporting.verdicts import compare, judged, told
 
@@ -45,22 +32,16 @@ COUNTED_AS = {
 }  # fmt: skip
 
 
-def summarise(run: FinishedRun) -> Summary:
+def summarise(run: FinishedRun) -> records.Summary:
     """The numbers of a run's report, and what they say."""
     main = _by_method(cell for cell in run.cells if cell.record.axis is None)
     methods, fronts = _methods(run, main), _fronts(run)
-    summary = Summary(
-        name=run.record.name,
-        reference=run.record.reference,
-        evaluations=_evaluations(run),
-        base={score.name: score.value for score in run.evaluations},
-        measures=tuple(measure for measure, _ in MEASURES),
-        methods=methods,
-        curves=tuple(curve for cells in main.values() for curve in _curves(run, cells)),
-        matrices=tuple(_matrix(run, cells) for cells in main.values()),
-        sweeps=_sweeps(run),
-        tuning=_tuning(run, fronts),
-        libraries=library_versions(),
+    summary = records.Summary(
+        name=run.record.name, reference=run.record.reference, evaluations=_evaluations(run),
+        base={score.name: score.value for score in run.evaluations}, measures=tuple(measure for measure, _ in MEASURES),
+        methods=methods, curves=tuple(curve for cells in main.values() for curve in _curves(run, cells)),
+        matrices=tuple(_matrix(run, cells) for cells in main.values()), sweeps=_sweeps(run),
+        tuning=_tuning(run, fronts), libraries=library_versions(),
     )  # fmt: skip
     values = {one.method: {name: dict(zip(one.seeds, each, strict=True)) for name, each in one.single.items()}
               for one in methods}  # fmt: skip
@@ -94,7 +75,7 @@ def _by_method(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
     return grouped((cell.record.method, cell) for cell in cells)
 
 
-def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> tuple[MethodSummary, ...]:
+def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> tuple[records.MethodSummary, ...]:
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
     measures = {name: _measures(run, cells) for name, cells in by_method.items()}
     finals = {name: _finals(run, cells) for name, cells in by_method.items()}
@@ -102,10 +83,10 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
     better |= {one.name: one.higher_is_better for one in run.evaluations}
     differences = _differences(measures, run.record.reference, better)
     final_differences = _differences(finals, run.record.reference, better)
-    records = {record.name: record for record in run.record.methods}
+    said = {one.name: one for one in run.record.methods}
     return tuple(
-        MethodSummary(
-            method=name, title=records[name].title, what=records[name].what, needs=records[name].needs,
+        records.MethodSummary(
+            method=name, title=said[name].title, what=said[name].what, needs=said[name].needs,
             seeds=tuple(dict.fromkeys(cell.record.seed for cell in cells)),
             measures={one: interval(list(values.values())) for one, values in measures[name].items()},
             final={one: interval(list(values.values())) for one, values in finals[name].items()},
@@ -119,13 +100,12 @@ def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> t
 
 def _differences(
     values: Mapping[str, Mapping[str, Values]], reference: str, better: Mapping[str, bool]
-) -> dict[str, dict[str, Interval]]:
-    found: dict[str, dict[str, Interval]] = {method: {} for method in values}
+) -> dict[str, dict[str, records.Interval]]:
+    found: dict[str, dict[str, records.Interval]] = {method: {} for method in values}
     theirs = values.get(reference, {})
     for name in theirs:
-        pairs = {method: paired(own[name], theirs[name]) for method, own in values.items()
-                 if name in own and method != reference}  # fmt: skip
-        known = {method: one for method, one in pairs.items() if one is not None}
+        known = {method: one for method, own in values.items()
+                 if method != reference and name in own and (one := paired(own[name], theirs[name]))}  # fmt: skip
         tested = {method: one.p for method, one in known.items() if one.p is not None}
         adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
         for method, one in known.items():
@@ -155,7 +135,7 @@ def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
     }
 
 
-def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
+def _costs(cells: list[FinishedCell]) -> dict[str, records.Interval]:
     each: list[tuple[str, float]] = []
     for cell in cells:
         own = dict.fromkeys((*(f"{part}_seconds" for part in COUNTED_AS.values()), "seconds", "cpu_seconds"), 0.0)
@@ -176,7 +156,7 @@ def _costs(cells: list[FinishedCell]) -> dict[str, Interval]:
     return {name: interval(values) for name, values in grouped(each).items()}
 
 
-def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
+def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[records.Curve]:
     names = [score.name for score in run.evaluations]
     for task in run.record.tasks:
         evaluation = run.record.of_task[task]
@@ -186,31 +166,31 @@ def _curves(run: FinishedRun, cells: list[FinishedCell]) -> Iterable[Curve]:
             values = cell.values_SE[first:, names.index(evaluation)]
             points += [(later, (cell.record.seed, value)) for later, value in enumerate(values.tolist())]
         found = [interval(list(by_seed(values).values())) for _, values in sorted(grouped(points).items())]
-        yield Curve(method=cells[0].record.method, task=task, evaluation=evaluation, points=tuple(found))
+        yield records.Curve(method=cells[0].record.method, task=task, evaluation=evaluation, points=tuple(found))
 
 
-def _matrix(run: FinishedRun, cells: list[FinishedCell]) -> MatrixSummary:
+def _matrix(run: FinishedRun, cells: list[FinishedCell]) -> records.MatrixSummary:
     labels = [(cell.record.order, tuple(stage.label for stage in cell.matrix.stages)) for cell in cells]
     (shared, num), *_ = Counter(labels).most_common()  # of equals the first
     same = [cell.values_SE for cell, of_it in zip(cells, labels, strict=True) if of_it == shared]
-    return MatrixSummary(
+    return records.MatrixSummary(
         method=cells[0].record.method, order=shared[0], stages=shared[1],
         evaluations=tuple(score.name for score in run.evaluations),
         means=tuple(map(tuple, np.mean(same, axis=0).tolist())), num=num,
     )  # fmt: skip
 
 
-def _sweeps(run: FinishedRun) -> tuple[SweepSummary, ...]:
+def _sweeps(run: FinishedRun) -> tuple[records.SweepSummary, ...]:
     swept = grouped((str(cell.record.axis), cell) for cell in run.cells if cell.record.axis not in (None, TUNING))
     found = []
     for axis, of_axis in swept.items():
         values = grouped((json.dumps(cell.record.value), cell) for cell in of_axis)
         points = [
-            SweepPoint(value=cells[0].record.value, label=_label(axis, cells[0].record.value),
+            records.SweepPoint(value=cells[0].record.value, label=_label(axis, cells[0].record.value),
                        methods=_methods(run, _by_method(cells)))
             for cells in values.values()
         ]  # fmt: skip
-        found.append(SweepSummary(axis=axis, paper=AXES[axis][2] if axis in AXES else "", points=tuple(points)))
+        found.append(records.SweepSummary(axis=axis, paper=AXES[axis][2] if axis in AXES else "", points=tuple(points)))
     return tuple(found)
 
 
@@ -223,10 +203,10 @@ def _label(axis: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _evaluations(run: FinishedRun) -> tuple[EvaluationRecord, ...]:
+def _evaluations(run: FinishedRun) -> tuple[records.EvaluationRecord, ...]:
     of = grouped((run.record.of_task[task], task) for task in run.record.tasks)
     return tuple(
-        EvaluationRecord(
+        records.EvaluationRecord(
             name=score.name, metric=score.metric, higher_is_better=score.higher_is_better,
             num_examples=score.num_examples, task=", ".join(of[score.name]) if score.name in of else None,
         )
@@ -255,7 +235,7 @@ def _fronts(run: FinishedRun) -> dict[str, Front]:
     return fronts
 
 
-def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | None:
+def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> records.TuningSummary | None:
     tuning, found = run.record.tuning, []
     if tuning is None:
         return None
@@ -269,9 +249,9 @@ def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> TuningSummary | No
             learned = interval(front.learned_RS[number].tolist() if front else list(measures["learning"].values()))
             lost = interval(front.lost_RS[number].tolist()) if front else None
             if averages:
-                points.append(RatePoint(rate=rate, average=interval(averages), learned=learned, lost=lost))
+                points.append(records.RatePoint(rate=rate, average=interval(averages), learned=learned, lost=lost))
         edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
         chosen = tuning.chosen[method]
-        found.append(TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))
+        found.append(records.TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))
     seeds = tuple(dict.fromkeys(seed for front in fronts.values() for seed in front.seeds))
-    return TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found))
+    return records.TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found))

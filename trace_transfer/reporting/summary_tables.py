@@ -44,9 +44,7 @@ Rows = list[tuple[Cell, ...]]
 
 def short_tables(summary: Summary) -> tuple[Table, ...]:
     """Those that the summary has rows for and that fit a terminal."""
-    every = (
-        scores(summary), measures(summary), differences(summary), questions(summary), times(summary), sizes(summary)
-    )  # fmt: skip
+    every = (make(summary) for make in (scores, measures, differences, questions, times, sizes))
     return tuple(table for table in every if table.rows)
 
 
@@ -151,29 +149,27 @@ def tuning(summary: Summary) -> Table:
 
 def times(summary: Summary) -> Table:
     where = [NOTHING if one.needs == "none" else one.needs for one in summary.methods]
-    header, cells = _cost_columns(summary, TIME_COLUMNS)
-    rows = tuple(zip((one.name for one in summary.methods), where, *cells, strict=True))
+    columns = _cost_columns(summary, TIME_COLUMNS)
+    rows = tuple(zip((one.name for one in summary.methods), where, *columns.values(), strict=True))
     note = "A step that several models share is counted in full for each: what the method would cost alone."
-    return Table("times", "Time", ("method", "identified on", *header), rows, note)
+    return Table("times", "Time", ("method", "identified on", *columns), rows, note)
 
 
 def sizes(summary: Summary) -> Table:
-    header, cells = _cost_columns(summary, SIZE_COLUMNS)
-    rows = tuple(zip((one.name for one in summary.methods), *cells, strict=True))
+    columns = _cost_columns(summary, SIZE_COLUMNS)
+    rows = tuple(zip((one.name for one in summary.methods), *columns.values(), strict=True))
     note = "Memory is the largest resident memory of a step's process."
-    return Table("sizes", "Memory and files", ("method", *header), rows, note)
+    return Table("sizes", "Memory and files", ("method", *columns), rows, note)
 
 
-def _cost_columns(summary: Summary, columns: Mapping[str, tuple[str, Units]]) -> tuple[list[str], list[list[Cell]]]:
-    """Headings and cells; the unit of a column is that of its largest value."""
-    header: list[str] = []
-    cells: list[list[Cell]] = []
+def _cost_columns(summary: Summary, columns: Mapping[str, tuple[str, Units]]) -> dict[str, list[Cell]]:
+    """Heading → cells; the unit of a column is that of its largest value."""
+    cells: dict[str, list[Cell]] = {}
     for words, (name, units) in columns.items():
         found = [one.costs.get(name) for one in summary.methods]
         scale, unit = unit_of(max((one.mean for one in found if one), default=0.0), units)
-        header.append(f"{words}, {unit}" if unit else words)
-        cells.append([measured(one, scale) if one else NOTHING for one in found])
-    return header, cells
+        cells[f"{words}, {unit}" if unit else words] = [measured(one, scale) if one else NOTHING for one in found]
+    return cells
 
 
 def curves(summary: Summary) -> Table:

@@ -65,8 +65,9 @@ QUESTIONS: tuple[tuple[str, str, Pairs], ...] = (  # question, measure, pairs
              (("trace-snr-rows", "random-within-rows"), ("trace-snr-parameters", "random-within-parameters"))),
     ("Is a core set better than norms, or head and norms, and random tensors?", "average",
              (*_against("norms-random", MASKED), *_against("head-norms-random", MASKED))),
-    ("Is a core set better than whole layers?", "average",
-             (*_against("first", BEST), *_against("last", BEST))),
+    ("Does each task need a core set of its own?", "average", (("trace-lf", "one-set"),)),
+    ("Does it matter in which layers the tensors are?", "average", (("trace-lf", "role-profile"),)),
+    ("Is a core set better than whole layers?", "average", (*_against("first", BEST), *_against("last", BEST))),
     ("Is matching layers by CKA better than a map in proportion to depth?", "average",
              _against("depth-map", CARRIED[:1])),
     ("Is matching layers by CKA better than a shuffled map?", "average", _against("shuffled-map", CARRIED[:1])),
@@ -81,8 +82,7 @@ def judged(difference: Interval, p_adjusted: float | None = None, *, higher_is_b
 
     `better` and `worse` ask for an interval without 0 *and*, where other things were asked beside it, an adjusted p
     below 0.05; `chance` has the first alone. `undecided`: 0 is in the interval; `equal`: it is all of it (two maps that
-    choose the same layers train the same); `unknown`: too few seeds for an interval.
-    """
+    choose the same layers train the same); `unknown`: too few seeds for an interval."""
     low, high = difference.low, difference.high
     verdict: Verdict = "better" if (difference.mean > 0) == higher_is_better else "worse"
     if low is None or high is None:
@@ -97,8 +97,7 @@ def judged(difference: Interval, p_adjusted: float | None = None, *, higher_is_b
 
 
 def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summary:
-    """Ask what the run file states, else every question that the run has methods for; p values are adjusted (Holm) over
-    all of them together.
+    """Ask what the run file states, else each question that the run has methods for; p is adjusted over all (Holm).
 
     The difference of two methods may also stand in the table of differences from the reference, where it is adjusted
     over the methods. It has one verdict: by the p of what was stated beforehand, else by the larger p, in both places.

@@ -118,10 +118,7 @@ def covariance_ellipse(points_N2: NDArray[np.floating], share: float = 0.95, num
 def figure(file: RepresentationFile, coordinates: Sequence[Points2], texts: Sequence[Mapping[str, str]]) -> Figure:
     """A panel for each model; the others' texts below, then the ellipses, then the points.
 
-    Args:
-        coordinates: t-SNE of each model, [N, 2].
-        texts: each has an `id` (`math:17`) and its first `words`.
-    """
+    `coordinates` are the t-SNE of each model, [N, 2]; each text has an `id` (`math:17`) and its first `words`."""
     count, unified = len(file.models), file.settings.get("space") == "unified"
     ends = list(accumulate(file.num_texts, initial=0))
     columns = count if count <= 3 else 2 if count == 4 else 3
@@ -129,20 +126,14 @@ def figure(file: RepresentationFile, coordinates: Sequence[Points2], texts: Sequ
     size = 8.0 if sum(file.num_texts) <= 150 else 6.5 if sum(file.num_texts) <= 500 else 5.0
     parts = [slice(start, end) for start, end in pairwise(ends)]
     looks = [(SYMBOLS[task % len(SYMBOLS)], COLOURS[task % len(COLOURS)]) for task in range(len(file.tasks))]
-    ellipses = [
-        [
-            Marks("95 % ellipses", covariance_ellipse(points[part]), colour, dash="solid", filled=True)
-            for part, (_, colour) in zip(parts, looks, strict=True)
-        ]
-        for points in coordinates
-    ]
-    shown = [
-        np.concatenate([points, *(line.places for line in lines)])
-        for points, lines in zip(coordinates, ellipses, strict=True)
-    ]
+    outlines = [[covariance_ellipse(points[part]) for part in parts] for points in coordinates]
+    shown = [np.concatenate([points, *lines]) for points, lines in zip(coordinates, outlines, strict=True)]
     panels = []
     for index, (model, points) in enumerate(zip(file.models, coordinates, strict=True)):
-        marks = list(ellipses[index])
+        marks = [
+            Marks("95 % ellipses", outline, colour, dash="solid", filled=True)
+            for outline, (_, colour) in zip(outlines[index], looks, strict=True)
+        ]
         if unified and count > 1:
             others = np.concatenate([one for other, one in enumerate(coordinates) if other != index])
             marks.append(Marks("other models", others, OTHERS, 0.7 * size, edge=OTHERS))

@@ -10,18 +10,14 @@ from trace_transfer.records import ModelIdentity, Name, Strict
 
 
 class RepresentedModel(Strict):
-    """How well one model's last-layer embeddings (not their t-SNE) keep tasks apart.
-
-    `silhouette`: mean over texts, in [-1, 1], tasks as labels; `distances`: Euclidean, between the tasks' centroids, in
-    the order of the file's tasks; `spread`: mean distance of a task's texts from its centroid.
-    """
+    """How well one model's last-layer embeddings (not their t-SNE) keep tasks apart."""
 
     label: Name
     model: ModelIdentity
     fingerprint: str
-    silhouette: float
-    distances: tuple[tuple[float, ...], ...]
-    spread: tuple[float, ...]
+    silhouette: float  # mean over texts, in [-1, 1], tasks as labels
+    distances: tuple[tuple[float, ...], ...]  # Euclidean, between the centroids of the file's tasks, in their order
+    spread: tuple[float, ...]  # mean distance of a task's texts from its centroid
 
 
 class RepresentationFile(Strict):

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trace_transfer import figures
 from trace_transfer.data.encoding import encode_task
 from trace_transfer.data.examples import padded
 from trace_transfer.data.records import Records, read_records
@@ -27,6 +26,7 @@ from trace_transfer.data.tasks_file import TaskError, TaskSpec, load_tasks
 from trace_transfer.errors import ModelError, NumericalError, UserError, listing, together
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_fitting
 from trace_transfer.families.registry import load_families
+from trace_transfer.figures import write_figure
 from trace_transfer.files import held, refuse_inputs, remove_leftovers, sha256_text, write_text
 from trace_transfer.models.checkpoints import return_freed_memory
 from trace_transfer.models.running import attend, on_device, require_attention, resolve_device, resolve_dtype
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 FILES = ("embeddings.safetensors", "representation.html", "representation.png", "representation.json")
 LEAST_TEXTS = 3  # of a task: of fewer there is no covariance worth an ellipse
-UNCUT = 2**31 - 1  # texts are cut here, not by the encoder, which would refuse one whose answer is cut off
 WORDS = 110  # characters of a text that the page shows
 
 
@@ -154,10 +153,10 @@ def _plan_model(
     if state.source.directory is not None:
         state.base.weights  # noqa: B018 (opens headers: missing or damaged files are refused now)
     tokenizer = load_tokenizer(state.source)
-    whole = [
+    whole = [  # cut here: the encoder would refuse one whose answer is cut off
         example.input_ids
         for spec, one in zip(specs, records, strict=True)
-        for example in encode_task(spec, one, tokenizer, max_length=UNCUT).examples
+        for example in encode_task(spec, one, tokenizer).examples
     ]
     ids = tuple(text[:max_length] for text in whole)
     require_fitting(name, ids, opened.config)
@@ -208,9 +207,7 @@ def _represent(plan: RepresentPlan, directory: Path, reporter: Reporter) -> Repr
     )  # fmt: skip
     metadata = {"format": "trace-transfer/embeddings", "version": "1", draw.METADATA_TEXTS: json.dumps(texts)}
     write_tensors(directory / FILES[0], tensors, metadata)
-    drawing = draw.figure(file, coordinates, texts)
-    figures.write_html(directory / FILES[1], drawing)
-    figures.write_png(directory / FILES[2], drawing)
+    write_figure(directory / "representation", draw.figure(file, coordinates, texts))
     write_text(directory / FILES[3], to_json(file))
     return file
 

@@ -19,29 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model to be trained.
-
-    Attributes:
-        axis, value: where it is of a sweep, or of the tuning.
-        draw: of a random control, which of the draws of its seed.
-        given: section → the settings as they were given, for this cell: what another process makes its own from.
-    """
+    """One model to be trained."""
 
     method: RunMethod
     seed: int
-    axis: str | None
+    axis: str | None  # axis, value: where it is of a sweep, or of the tuning
     value: Any
     order: tuple[str, ...]
+    # section → the settings as they were given, for this cell: what another process makes its own from
     given: Mapping[str, Mapping[str, Any]]
-    draw: int = 0
+    draw: int = 0  # of a random control, which of the draws of its seed
 
     @property
     def identify(self) -> IdentifySettings:
         return IdentifySettings.of(**self.given["identify"])
 
     @property
-    def refine(self) -> IdentifySettings:
-        return IdentifySettings.of(**{**self.given["identify"], **self.method.refine})
+    def refine(self) -> dict[str, Any]:
+        """Of a method that refines, the settings of its second identification, as given."""
+        return {**self.given["identify"], **self.method.refine}
 
     @property
     def map(self) -> MapSettings:
@@ -60,14 +56,8 @@ class Cell:
 
 def cells_of(run: Study, chosen: Mapping[str, float] | None = None) -> tuple[Cell, ...]:
     """All cells: the comparison first, seed after seed, so that a run that is stopped has whole seeds; then the sweeps,
-    and those of the tuning.
-
-    Args:
-        chosen: method → its learning rate, of those that are known; with a tuning the others are not compared yet.
-
-    Raises:
-        SettingsError: settings of some cells cannot be used; each problem once, with its section.
-    """
+    and those of the tuning. `chosen`: method → its learning rate, where it is known; with a tuning the others are not
+    compared yet. A SettingsError for settings of cells that cannot be used; each problem once, with its section."""
     known, tuning = chosen or {}, run.tuning
     main = [
         _cell(run, method, seed, number, draw, known.get(method.name))

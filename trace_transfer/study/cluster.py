@@ -20,22 +20,19 @@ from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trace_transfer.errors import TraceTransferError, UserError
 from trace_transfer.files import prepare_directory, sha256_text, write_text
 from trace_transfer.progress import tell
 from trace_transfer.reporting.numbers import several
 from trace_transfer.stopping import interruption_held_back
+from trace_transfer.study.graph import RunGraph
 from trace_transfer.study.running import Here, Scheduler
-from trace_transfer.study.status import LOG, is_finished
+from trace_transfer.study.status import LOG, StepStatus, is_finished
 from trace_transfer.study.steps import LAUNCHED, Step
 from trace_transfer.study.worker import Ended, Share, StepJob, last_lines
 from trace_transfer.text_formats import read_json_object
-
-if TYPE_CHECKING:
-    from trace_transfer.study.graph import RunGraph
-    from trace_transfer.study.status import StepStatus
 
 JOBS, IDS = "jobs", "jobs.json"
 LOOK_EVERY = 3.0  # s between questions to the scheduler

@@ -41,16 +41,13 @@ _COLLECTED = ("fisher", "fisher_at", "fisher_examples")
 
 @dataclass(frozen=True)
 class RunGraph:
-    """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell.
-
-    Attributes:
-        chosen: method → its learning rate, where they are tuned and it is known.
-    """
+    """All steps of a run, in an order in which each comes after what it needs, and the steps of each cell."""
 
     run: Study
     graph: nx.DiGraph
     cells: tuple[tuple[Cell, Mapping[str, Step]], ...]
     represent: Step | None
+    # method → its learning rate, where they are tuned and it is known
     chosen: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -79,10 +76,7 @@ class RunGraph:
 def build_graph(run: Study) -> RunGraph:
     """Lay out all steps that are known; reads configs, headers and hashes of data, no weights, and where learning rates
     are tuned the scores of what is finished: until all rates are chosen, another call may give more steps.
-
-    Raises:
-        UserError: settings or models that cannot be used.
-    """
+    A UserError for settings or models that cannot be used."""
     builder = _Builder(run)
     chosen: dict[str, float] = {}
     if run.tuning is not None:
@@ -90,25 +84,20 @@ def build_graph(run: Study) -> RunGraph:
         chosen = _chosen_rates(run, [one for one in tuned if one[0].seed in run.tuning.seeds])
         builder.graph = nx.DiGraph()
     cells = tuple((cell, builder.cell(cell)) for cell in cells_of(run, chosen))
-    represent = builder.represent(cells)
-    return RunGraph(run, builder.graph, cells, represent, chosen)
+    return RunGraph(run, builder.graph, cells, builder.represent(cells), chosen)
 
 
 def _chosen_rates(run: Study, cells: list[tuple[Cell, dict[str, Step]]]) -> dict[str, float]:
     """Method → the rate whose models end best on average, of the methods whose models are all trained and scored.
 
     The choice is part of no step: models at the chosen rate are steps like any others, so that a rate that is added
-    makes only what it changes.
-    """
+    makes only what it changes."""
     found: dict[str, dict[float, list[float]]] = {}
     missing = set()
     for cell, steps in cells:
         record, scores = (run.out / steps["evaluate"].directory / name for name in ("step.json", "scores.json"))
-        if not record.is_file() or not scores.is_file():
-            missing.add(cell.method.name)
-            continue
-        step: StepFile = read_artefact(record, StepFile)
-        if step.files.get(scores.name) != sha256_file(scores):  # it is to be made again
+        made = read_artefact(record, StepFile).files if record.is_file() and scores.is_file() else {}
+        if scores.name not in made or made[scores.name] != sha256_file(scores):  # not made, or to be made again
             missing.add(cell.method.name)
             continue
         end = final_average(read_artefact(scores, ScoreMatrix), run.of_task)
@@ -135,23 +124,18 @@ class _Builder:
 
     def cell(self, cell: Cell) -> dict[str, Step]:
         steps: dict[str, Step] = {}
-        model = {"source": self.run.source, "target": self.run.target}.get(cell.method.needs)
-        cores = None
-        if model is not None:
-            steps |= self._identify(cell, model)
-            cores = steps["identify"]
+        if cell.method.needs != "none":
+            steps |= self._identify(cell, self.run.source if cell.method.needs == "source" else self.run.target)
         if cell.method.needs == "source":
-            assert cores is not None  # identified on the source, just above
             steps["match"] = self._match(cell)
-            cores = steps["map"] = self._add(
+            steps["map"] = self._add(
                 "map", {"carry": cell.map.carry, "ratio": cell.map.ratio}, {},
-                {"match": steps["match"], "identify": cores},
+                {"match": steps["match"], "identify": steps["identify"]},
                 source=self.run.source, target=self.run.target, tasks=list(self.tasks),
             )  # fmt: skip
         if cell.method.refine:
-            assert self.run.target is not None
-            given = {**cell.given["identify"], **cell.method.refine}
-            cores = steps["refine"] = self._at_base(cell.refine, given, self.run.target, {"within": steps["map"]})
+            steps["refine"] = self._at_base(cell.refine, self.run.target, {"within": steps["map"]})
+        cores = next((steps[kind] for kind in ("refine", "map", "identify") if kind in steps), None)
         steps["train"] = self._train(cell, cores)
         steps |= self._evaluate(steps["train"])
         return steps
@@ -168,12 +152,12 @@ class _Builder:
             model=self.run.target, tasks=list(self.specs.values()), given=given,
         )  # fmt: skip
 
-    def _identify(self, cell: Cell, model: str) -> dict[str, Step]:
+    def _identify(self, cell: Cell, model: str | None) -> dict[str, Step]:
         score, start, inputs = cell.identify.score, cell.identify.warm_start, self._of_model("model", model)
         asked = {"model": model, "given": plain(cell.given["identify"])}
         every = {**asked, "tasks": list(self.specs.values())}
         if score.at_base:
-            return {"identify": self._at_base(cell.identify, cell.given["identify"], model, {})}
+            return {"identify": self._at_base(cell.given["identify"], model, {})}
         steps = {}
         for name, task in self.tasks.items():
             # cache_prefix: as earlier versions recorded it, so that their steps keep their addresses
@@ -188,9 +172,8 @@ class _Builder:
         steps["identify"] = self._add("identify", decided, inputs, dict(steps), **every)
         return steps
 
-    def _at_base(
-        self, settings: IdentifySettings, given: Mapping[str, Any], model: str, needs: Mapping[str, Step]
-    ) -> Step:
+    def _at_base(self, given: Mapping[str, Any], model: str | None, needs: Mapping[str, Step]) -> Step:
+        settings = IdentifySettings.of(**given)
         start = settings.warm_start
         decided = {
             **plain(settings.score.deciding()), "max_length": start.max_length, "too_long": start.too_long,

@@ -17,15 +17,8 @@ from trace_transfer.evaluation.suite_file import Suite
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import write_text
+from trace_transfer.identification import identifying
 from trace_transfer.identification.deltas import plan_deltas
-from trace_transfer.identification.identifying import (
-    IdentifyPlan,
-    plan_identify,
-    run_identify,
-    run_warm_starts_of,
-    score_inputs,
-    write_core_sets,
-)
 from trace_transfer.identification.scoring import ScoreInputs
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import data_of_stores, finished_stores
@@ -58,13 +51,12 @@ def prepare(ticket: Ticket) -> None:
             if Path(str(item.get(key, ""))).is_absolute():
                 item[key] = os.path.relpath(item[key], ticket.directory.resolve())
         items.append(item)
-    text = yaml.safe_dump({"tasks": items}, sort_keys=False, allow_unicode=True)
-    write_text(ticket.directory / TASKS, text)
+    write_text(ticket.directory / TASKS, yaml.safe_dump({"tasks": items}, sort_keys=False, allow_unicode=True))
 
 
 def warm_start(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Fine-tune a model for an epoch on one task, and keep what changed."""
-    run_warm_starts_of(_identify_plan(ticket, with_scores=False), reporter)
+    identifying.run_warm_starts_of(_identify_plan(ticket, with_scores=False), reporter)
 
 
 def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
@@ -75,13 +67,12 @@ def evidence(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
 def identify(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Core sets of the score inputs, or of scores at the base."""
     if "evidence" not in ticket.needs:
-        found = run_identify(_identify_plan(ticket), reporter)
+        found = identifying.run_identify(_identify_plan(ticket), reporter)
         assert found is not None  # one process does it
-        for warning in found.warnings:
-            reporter.note(warning)
-        return
-    settings, inputs = _score_inputs(ticket, ticket.before("evidence"), Silent())  # all is there: reads it
-    for warning in write_core_sets(inputs, settings.score, ticket.directory).warnings:
+    else:
+        settings, inputs = _score_inputs(ticket, ticket.before("evidence"), Silent())  # all is there: reads it
+        found = identifying.write_core_sets(inputs, settings.score, ticket.directory)
+    for warning in found.warnings:
         reporter.note(warning)
 
 
@@ -89,18 +80,16 @@ def match(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """The layer match of source and target."""
     settings = MapSettings.of(**{**ticket.given, "rules": ticket.rules, "cache": Path(ticket.cache)})
     plan = plan_map(ticket.arguments["source"], ticket.arguments["target"], (), settings)
-    result = run_map(plan, ticket.directory, settings, reporter)
-    for warning in result.match.warnings:
+    for warning in run_map(plan, ticket.directory, settings, reporter).match.warnings:
         reporter.note(warning)
 
 
 def carry(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     """Core sets of the source, carried along the layer match."""
-    names = ticket.arguments["tasks"]
     carry_along(
         ticket.arguments["source"], ticket.arguments["target"], ticket.before("match"),
-        [ticket.before("identify") / f"{name}.core.json" for name in names], how=ticket.settings["carry"],
-        ratio=ticket.settings["ratio"], rules=ticket.rules, out=ticket.directory,
+        [ticket.before("identify") / f"{name}.core.json" for name in ticket.arguments["tasks"]],
+        how=ticket.settings["carry"], ratio=ticket.settings["ratio"], rules=ticket.rules, out=ticket.directory,
     )  # fmt: skip
 
 
@@ -159,10 +148,10 @@ KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 
 
-def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> IdentifyPlan:
+def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> identifying.IdentifyPlan:
     within = {"within": ticket.before("within")} if "within" in ticket.needs else {}
     settings = IdentifySettings.of(**ticket.given | within)
-    return plan_identify(
+    return identifying.plan_identify(
         ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=settings,
         rules=ticket.rules, out=ticket.directory, with_scores=with_scores,
     )  # fmt: skip
@@ -174,13 +163,13 @@ def _score_inputs(ticket: Ticket, place: Path, reporter: Reporter) -> tuple[Iden
     stores = tuple(store for start in starts for store in finished_stores(start))
     opened = open_model(ticket.arguments["model"], load_families([Path(path) for path in ticket.rules]))
     plan = plan_deltas(opened, {}, stores)
-    data = data_of_stores(plan.base, stores, ticket.directory / TASKS) if settings.score.needs_fisher else None
-    return settings, score_inputs(plan, data, settings, settings.warm_start.train.seed, place, reporter)
+    data = data_of_stores(plan.base, stores, ticket.directory / TASKS) if settings.score.needs_fisher else {}
+    seed = settings.warm_start.train.seed
+    return settings, identifying.score_inputs(plan, data, settings, seed, place, reporter)
 
 
 def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> EvaluationFile:
     arguments = ticket.arguments
     suite = Suite.of(arguments["specs"], Path(arguments["directory"]), arguments["suite"])
-    settings = EvaluateSettings.of(**ticket.given)
-    plan = plan_evaluation(state, suite, settings)
+    plan = plan_evaluation(state, suite, EvaluateSettings.of(**ticket.given))
     return evaluate_model(plan, out, reporter, replace=True)  # a step's own: of a training that was done anew

@@ -18,33 +18,44 @@ from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 Needs = Literal["none", "source", "target"]
-DRAWN = ("random", "random-within", "norms-random", "head-norms-random", "shuffled")  # methods of `train`
+DRAWN = (
+    "random",
+    "random-within",
+    "role-profile",
+    "norms-random",
+    "head-norms-random",
+    "shuffled",
+)  # methods of `train`
 
 
 @dataclass(frozen=True)
 class RunMethod:
-    """One row of the tables.
-
-    Attributes:
-        title, what: for tables and for the legend.
-        needs: the model on which core sets are identified; those of the source are carried over.
-        identify, map, train: settings that make the method; they stand over those of the run.
-        refine: if any, those of a second identification, on the target, within what was carried there.
-    """
+    """One row of the tables."""
 
     name: str
-    title: str
+    title: str  # title, what: for tables and for the legend
     what: str
-    needs: Needs
+    needs: Needs  # the model on which core sets are identified; those of the source are carried over
+    # identify, map, train: settings that make the method; they stand over those of the run
     identify: Mapping[str, Any] = field(default_factory=dict)
     map: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    # if any, those of a second identification, on the target, within what was carried there
     refine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def drawn(self) -> bool:
         """Whether chance decides what it trains, so that `draws:` takes several for each seed."""
         return self.train.get("method") in DRAWN or self.map.get("match") == "shuffled"
+
+    def changes_with(self, path: str) -> bool:
+        """Whether an axis changes it at all."""
+        section, _, key = path.partition(".")
+        if section == "identify":
+            return self.needs != "none" and not (key == "alpha" and self.identify.get("method") != "lf")
+        if section == "map":
+            return self.needs == "source" and key not in self.map
+        return not (section == "train" and key in self.train)
 
 
 def _methods() -> Iterator[RunMethod]:
@@ -93,6 +104,8 @@ def _methods() -> Iterator[RunMethod]:
         ("random-within-rows", "Random rows inside", "of each tensor as many random rows as", rows, "random-within"),
         ("random-within-parameters", "Random parameters inside", "of each tensor as many parameters as", parameters,
          "random-within"),
+        ("role-profile", "Role profile", "of each component as many random tensors as", lf, "role-profile"),
+        ("one-set", "One set for all tasks", "one set for all tasks, by their mean scores, as large as", lf, "one-set"),
         ("norms-random", "Norms and random", "all norms and random tensors, together of the size of", lf,
          "norms-random"),
         ("head-norms-random", "Head, norms and random", "head, all norms and random tensors, together of the size of",
@@ -115,11 +128,7 @@ AXES = {
     "seed": "seed",
     "order": "order",
 }
-_TAKEN = {
-    "identify": ("method", "seed"),
-    "map": ("carry", "cache", "rules"),
-    "train": ("method", "seed", "order"),
-}
+_TAKEN = {"identify": ("method", "seed"), "map": ("carry", "cache", "rules"), "train": ("method", "seed", "order")}
 SECTIONS: dict[str, type[Settings]] = {
     "identify": IdentifySettings,
     "map": MapSettings,
@@ -131,10 +140,7 @@ SECTIONS: dict[str, type[Settings]] = {
 
 def section_values(section: str, given: Mapping[str, Any], taken: bool = True) -> tuple[dict[str, Any], list[str]]:
     """Settings in the types that they have, and what is wrong with them whatever the other settings are.
-
-    Args:
-        taken: whether settings that the methods and cells decide are refused.
-    """
+    With `taken`, settings that the methods and cells decide are refused."""
     kind = SECTIONS[section]
     known, profiles = {one.name: one for one in singles(kind)}, kind.PROFILES if len(kind.PROFILES) > 1 else {}
     problems = unknown_problems(map(str, given), [*known, *(["profile"] if profiles else [])])
@@ -169,13 +175,3 @@ def axis_values(path: str, given: Any, tasks: tuple[str, ...]) -> tuple[list[Any
     section, _, key = path.partition(".")
     found = [section_values(section, {key: one}, taken=False) for one in given]
     return [one for values, _ in found for one in values.values()], [one for _, wrong in found for one in wrong]
-
-
-def takes_part(method: RunMethod, path: str) -> bool:
-    """Whether an axis changes a method at all."""
-    section, _, key = path.partition(".")
-    if section == "identify":
-        return method.needs != "none" and not (key == "alpha" and method.identify.get("method") != "lf")
-    if section == "map":
-        return method.needs == "source" and key not in method.map
-    return not (section == "train" and key in method.train)

@@ -26,16 +26,7 @@ from trace_transfer.reporting.records import MeasureName, Stated
 from trace_transfer.represent.settings import RepresentSettings
 from trace_transfer.settings import Count, Seed, Settings, SettingsError, Texts, choice, setting, texts, validated
 from trace_transfer.study.cells import cells_of
-from trace_transfer.study.methods import (
-    AXES,
-    CHANGEABLE,
-    METHODS,
-    SECTIONS,
-    RunMethod,
-    axis_values,
-    section_values,
-    takes_part,
-)
+from trace_transfer.study.methods import AXES, CHANGEABLE, METHODS, SECTIONS, RunMethod, axis_values, section_values
 from trace_transfer.study.steps import LAUNCHED, VERSIONS, Resources
 from trace_transfer.text_formats import read_yaml
 from trace_transfer.training.settings import paper_training
@@ -172,12 +163,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """A run file, checked, with places as they are found from here.
-
-    Attributes:
-        sections: settings of `identify`, `map`, `train`, `evaluate` and `represent`, as they were given.
-        represent: the methods whose embeddings are drawn.
-    """
+    """A run file, checked, with places as they are found from here."""
 
     file: Path
     name: str
@@ -190,13 +176,14 @@ class Study:
     reference: str
     seeds: tuple[int, ...] = (0,)
     orders: str = "file"
+    # settings of `identify`, `map`, `train`, `evaluate` and `represent`, as they were given
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     draws: int = 1
     tuning: Rates | None = None
     comparisons: tuple[Stated, ...] = ()
     rules: tuple[str, ...] = ()
-    represent: tuple[str, ...] = ()
+    represent: tuple[str, ...] = ()  # the methods whose embeddings are drawn
     jobs: int = 1
     processes: int = 1
     keep: str = "core"
@@ -244,11 +231,8 @@ class Study:
 
 
 def load_run(path: Path | str, out: Path | None = None) -> Study:
-    """Read a run file; `out` is where results go, in place of what the file says.
-
-    Raises:
-        UserError: it cannot be read, or everything that is wrong with it, at once.
-    """
+    """Read a run file; `out` is where results go, in place of what the file says. A UserError names all that is
+    wrong with it."""
     file = Path(path)
     content = read_yaml(file)
     if not isinstance(content, dict):
@@ -285,7 +269,9 @@ class _Reader:
             self.problems.append(f"name: {name!r}, of the file or its directory, is not one line; give a name:")
         target, source = self._model("target"), self._model("source")
         before = len(self.problems)
-        tasks, suite, methods = self._tasks(), self._suite(), self._methods()
+        tasks, problems = checked_items(keys.tasks, RunTask, self.file.parent)
+        self.problems += [f"tasks: {problem}" for problem in problems]
+        suite, methods = self._suite(), self._methods()
         whole = len(self.problems) == before and tasks and methods and suite and target
         sections = {section: self._section(section) for section in SECTIONS}
         names = [method.name for method in methods]
@@ -303,8 +289,7 @@ class _Reader:
             self.file, name, target, source, place, tasks, suite, methods, reference, keys.seeds, keys.orders, sections,
             rules=tuple(str(locate(one, self.file.parent)) for one in keys.rules),
             represent=tuple(represented) if "represent" in self.content else (), jobs=keys.jobs,
-            processes=keys.processes,
-            keep=keys.keep, draws=keys.draws, resources=self._resources(),
+            processes=keys.processes, keep=keys.keep, draws=keys.draws, resources=self._resources(),
         )  # fmt: skip
         sweeps = [self._sweep(run, axis, item) for axis, item in keys.sweeps.items()]
         run = replace(run, sweeps=tuple(filter(None, sweeps)), tuning=self._tuning(run))
@@ -337,11 +322,6 @@ class _Reader:
         if value.startswith((".", "/", "~")) or value.count("/") != 1:
             self.problems.append(f"{key}: {beside}: no such file or directory, and no hub name owner/name")
         return value
-
-    def _tasks(self) -> tuple[RunTask, ...]:
-        specs, problems = checked_items(self.keys.tasks, RunTask, self.file.parent)
-        self.problems += [f"tasks: {problem}" for problem in problems]
-        return specs
 
     def _suite(self) -> Suite | None:
         named = self.keys.suite
@@ -421,7 +401,7 @@ class _Reader:
         keys = self._keys(SweepKeys, item if isinstance(item, Mapping) else {"values": item}, f"{where}.")
         values, problems = axis_values(path, keys.values, run.task_names)
         self.problems += [f"{where}: {problem}" for problem in problems]
-        able = [method.name for method in run.methods if takes_part(method, path)]
+        able = [method.name for method in run.methods if method.changes_with(path)]
         if not able:
             self.problems.append(f"{where}: changes nothing: it is a setting of none of the methods")
         methods = self._among(able, able if keys.methods is None else keys.methods, f"{where}.methods")

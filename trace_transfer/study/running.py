@@ -29,6 +29,7 @@ from trace_transfer.families.model_handle import OpenModel, open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.files import held, prepare_directory, remove_leftovers, write_text
 from trace_transfer.identification.scoring import check_settings
+from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.launching import excess_of, num_cores, num_gpus, place_among_ranks
 from trace_transfer.models.running import resolve_device
 from trace_transfer.records import library_versions, read_artefact, to_json
@@ -66,15 +67,8 @@ def excess_here(graph: RunGraph) -> str | None:
 def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[TaskData, ...]]:
     """Open both models, encode all tasks for each, read the evaluations' data; no weights.
 
-    Args:
-        elsewhere: the plan may be for another machine: what this one lacks is not refused.
-
-    Returns:
-        `source` or `target` → the tasks as its model reads them.
-
-    Raises:
-        UserError: everything that any step would refuse for its data or settings, at once.
-    """
+    Returns `source` or `target` → the tasks as its model reads them. A UserError names everything that any step would
+    refuse for its data or settings; with `elsewhere`, the plan may be for a machine that has what this one lacks."""
     run, problems, models = graph.run, dict[str, None](), dict[str, OpenModel]()
     if graph.waiting:  # all that comes after the tuning is looked at now
         graph = build_graph(replace(run, tuning=None))
@@ -98,7 +92,8 @@ def check_plan(graph: RunGraph, *, elsewhere: bool = False) -> dict[str, tuple[T
         train, start = cell.train, cell.identify.warm_start
         readings.setdefault(("target", train.max_length, train.too_long), train.train.seed)
         found_on = [(cell.method.needs, cell.identify.score)] if cell.method.needs != "none" else []
-        for what, score in found_on + ([("target", cell.refine.score)] if cell.method.refine else []):
+        found_on += [("target", IdentifySettings.of(**cell.refine).score)] if cell.method.refine else []
+        for what, score in found_on:
             readings.setdefault((what, start.max_length, start.too_long), start.train.seed)
             with noting(f"{cell.method.name}: "):
                 check_settings(score, run.task_names, start.replicates)

@@ -7,24 +7,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from trace_transfer.data.examples import TaskData
 from trace_transfer.data.rendering import example_lines
 from trace_transfer.progress import EVERY, Counted, bars, passed, shows_bars
 from trace_transfer.reporting.numbers import several
-from trace_transfer.reporting.records import TUNING
+from trace_transfer.reporting.records import TUNING, Summary
 from trace_transfer.reporting.summary_tables import short_tables
 from trace_transfer.reporting.verdicts import sentences
+from trace_transfer.study.graph import RunGraph
+from trace_transfer.study.status import StepStatus
 from trace_transfer.study.steps import LAUNCHED, Step
 from trace_transfer.tables import Table, to_text
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from trace_transfer.data.examples import TaskData
-    from trace_transfer.reporting.records import Summary
-    from trace_transfer.study.graph import RunGraph
-    from trace_transfer.study.status import StepStatus
 
 
 def render_run_plan(
@@ -46,8 +42,7 @@ def render_run_plan(
     ]
     todo = [one for one in status if one.record is None]
     for one in todo:
-        lines.append(f"run   {graph.label(one.step)}: {one.reason}")
-        lines.append(f"      {one.step.directory}")
+        lines += [f"run   {graph.label(one.step)}: {one.reason}", f"      {one.step.directory}"]
     done = Counter(one.step.kind for one in status if one.record is not None)
     if done:
         lines += ["", "up to date: " + ", ".join(f"{number} {kind}" for kind, number in done.items())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,8 @@ class StepStatus:
 
 
 def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[StepStatus, ...]:
-    """Look at every step's directory, and hash what may have been changed.
-
-    Args:
-        rebuild: make steps again whose files were changed after they were made, instead of refusing.
-
-    Raises:
-        UserError: files of finished steps were changed, removed or added by hand: all of them are named.
-    """
+    """Look at every step's directory, and hash what may have been changed. A UserError names all files of finished
+    steps that were changed, removed or added by hand; with `rebuild`, such steps are made again instead."""
     found: dict[str, StepStatus] = {}
     changed: list[str] = []
     past = _past(graph, out)
@@ -79,12 +74,10 @@ def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[S
 
 def changes(directory: Path, record: StepFile) -> list[str]:
     """Files that are not as the step made them. A file is hashed unless size and times are those of the last look."""
-    there, problems = files_of(directory), []
+    there, problems, seen = files_of(directory), list[str](), dict[str, Any]()
     expected = {name: digest for name, digest in record.files.items() if name not in record.removed}
-    try:
+    with suppress(UserError):
         seen = read_json_object(directory / SEEN)
-    except UserError:
-        seen = {}
     for name, digest in expected.items():
         if name not in there:
             problems.append(f"{name}: missing")
@@ -142,12 +135,10 @@ def _past(graph: RunGraph, out: Path) -> dict[str, list[StepFile]]:
     now = {step.address for step in graph.steps}
     found: dict[str, list[StepFile]] = {}
     for file in sorted((out / "steps").glob(f"*/{RECORD}")):
-        try:
+        with suppress(ArtefactError):
             record: StepFile = read_artefact(file, StepFile)
-        except ArtefactError:
-            continue
-        if record.address not in now:
-            found.setdefault(record.kind, []).append(record)
+            if record.address not in now:
+                found.setdefault(record.kind, []).append(record)
     return found
 
 
@@ -168,11 +159,8 @@ def differences(record: StepFile, step: Step) -> list[str]:
 
 
 def prune_steps(graph: RunGraph, out: Path) -> tuple[str, ...]:
-    """Remove the directories of steps that are not of the run as it is now; returns their names.
-
-    Raises:
-        UserError: what the run is depends on learning rates that are not chosen yet.
-    """
+    """Remove the directories of steps that are not of the run as it is now; returns their names. A UserError where that
+    depends on learning rates that are not chosen yet."""
     if not (out / "steps").is_dir():
         return ()
     if graph.waiting:

@@ -37,23 +37,15 @@ SHARE = 0.25  # … or a share of its time, where that is less
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One unit of work.
+    """One unit of work."""
 
-    Attributes:
-        kind: a key of `VERSIONS`, and of `kinds.KINDS`, which says how it is done.
-        settings: that decide its files; plain JSON.
-        inputs: what for → hash of a file or of a model.
-        needs: what for → the step whose files it reads.
-        arguments: where things are, and settings as they were given; they do not take part in the address.
-        keeps: whether its large files outlive the steps that need them.
-    """
-
-    kind: str
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    needs: Mapping[str, Step] = field(default_factory=dict)
+    kind: str  # a key of `VERSIONS`, and of `kinds.KINDS`, which says how it is done
+    settings: Mapping[str, Any]  # that decide its files; plain JSON
+    inputs: Mapping[str, str] = field(default_factory=dict)  # what for → hash of a file or of a model
+    needs: Mapping[str, Step] = field(default_factory=dict)  # what for → the step whose files it reads
+    # where things are, and settings as they were given; they do not take part in the address
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    keeps: bool = True
+    keeps: bool = True  # whether its large files outlive the steps that need them
 
     @cached_property
     def address(self) -> str:

@@ -89,20 +89,13 @@ class Piped(Lines):
 
 
 class Share(NamedTuple):
-    """What a step has of its machine.
+    """What a step has of its machine."""
 
-    Attributes:
-        processes: on each of its nodes.
-        threads: of each process; None where it has the machine to itself.
-        gpus: those that it alone may use; None where it has all to itself.
-        num_gpus: that CUDA must see: where it sees none, the step would be done on cores, and take for ever.
-    """
-
-    processes: int = 1
+    processes: int = 1  # on each of its nodes
     nodes: int = 1
-    threads: int | None = None
-    gpus: tuple[str, ...] | None = None
-    num_gpus: int = 0
+    threads: int | None = None  # of each process; None where it has the machine to itself
+    gpus: tuple[str, ...] | None = None  # those that it alone may use; None where it has all to itself
+    num_gpus: int = 0  # that CUDA must see: where it sees none, the step would be done on cores, and take for ever
 
 
 def work(ticket: Ticket, share: Share, listener: Any) -> None:
@@ -245,13 +238,10 @@ def _trained(directory: Path) -> int | None:
     if not (directory / "stream.json").is_file():
         return None
     stream: StreamFile = read_artefact(directory / "stream.json", StreamFile)
-    found = []
-    for stage in stream.stages:
-        if stage.adapter is None:
-            found.append(stage.num_elements)
-        else:
-            stored = stored_tensors(directory / stage.adapter / "adapter_model.safetensors").values()
-            found.append(sum(numel(tensor.shape) for tensor in stored))
+    found = [stage.num_elements for stage in stream.stages if stage.adapter is None]
+    for adapter in [stage.adapter for stage in stream.stages if stage.adapter is not None]:
+        stored = stored_tensors(directory / adapter / "adapter_model.safetensors").values()
+        found.append(sum(numel(tensor.shape) for tensor in stored))
     return max(found)
 
 
@@ -272,18 +262,12 @@ class Times:
     cpu_seconds: NonNegativeFloat = 0.0
 
 
-def read_times(directory: Path) -> Times:
-    """What a step had taken when it was last worked on; nothing where that cannot be read."""
-    try:
-        return read_fields(directory / TIME, Times)
-    except ArtefactError:
-        return Times()
-
-
 @contextmanager
 def _timed(directory: Path) -> Iterator[Callable[[], Times]]:
     """Tells what a step has taken since it was first begun, however often it was stopped."""
-    before, start = read_times(directory), os.times()
+    before, start = Times(), os.times()
+    with suppress(ArtefactError):  # nothing is noted yet, or it cannot be read
+        before = read_fields(directory / TIME, Times)
 
     def so_far() -> Times:
         *processors, clock = (now - then for now, then in zip(os.times(), start, strict=True))
@@ -349,8 +333,7 @@ class StepJob:
         ended = self.ended
         ended.file.unlink(missing_ok=True)
         # Not forked from a server: SLURM's SIGTERM reaches every process of a job, and would end that one.
-        spawned = multiprocessing.get_context("spawn")
-        self.process = spawned.Process(target=work, args=(self.ticket, self.share, ended))
+        self.process = multiprocessing.get_context("spawn").Process(target=work, args=(self.ticket, self.share, ended))
         self.process.start()
         self.process.join()
         how, message = ended.read()

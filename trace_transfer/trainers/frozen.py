@@ -96,7 +96,7 @@ class CoreTraining:
         self._is_first, self._merged = is_first_rank(), False
         for name, parameter in model.named_parameters():
             parameter.grad = None  # an optimizer that still has the tensor lets it be
-            value = _whole(parameter)
+            value = slices.whole_of(parameter)
             if self._is_first:  # the others may not even have loaded them
                 part = mask.parts.get(name)
                 if mask.trains(name):
@@ -125,7 +125,7 @@ class CoreTraining:
         """Prove that all that is frozen is bit for bit what it was; else a FrozenMovedError names all that moved."""
         problems = []
         for name, parameter, _ in self._live():
-            part, value = self.mask.parts.get(name), _whole(parameter)
+            part, value = self.mask.parts.get(name), slices.whole_of(parameter)
             if name not in self._frozen:
                 continue
             dtype, digest = self._frozen[name]
@@ -151,8 +151,8 @@ class CoreTraining:
         changes = []
         for name, parameter, values in self._live():
             if self.mask.trains(name):
-                whole, part = _whole(parameter), self.mask.parts[name]
-                after = slices.taken(whole, part) if values is None else _whole(values)
+                whole, part = slices.whole_of(parameter), self.mask.parts[name]
+                after = slices.taken(whole, part) if values is None else slices.whole_of(values)
                 if self._is_first:
                     before = self._as_begun(name, None if part is None else slices.outside(whole, part))
                     types = before.dtype, dtype or after.dtype
@@ -261,15 +261,6 @@ def _saving_whole(kind: type[PreTrainedModel], tied: bool) -> type[PreTrainedMod
     return type(kind.__name__, (kind,), changes)
 
 
-def _whole(parameter: nn.Parameter) -> Tensor:
-    """The whole of a tensor on the CPU, wherever its parts are; collective."""
-    value = parameter.detach()
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    with slices.gathered(parameter):
-        return parameter.detach().to("cpu", copy=hasattr(parameter, "ds_id"))
-
-
 def _digest(value: Tensor) -> str:
     return hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
@@ -279,8 +270,7 @@ class CoreCallback(TrainerCallback):
 
     Freezes the model when the trainer is made, which is then `trained`; when its training ends, proves that nothing
     else moved, and writes `TASK.patch.safetensors` into `output_dir`. Arguments are those of `freeze_except` and
-    `CoreTraining.save_patch`.
-    """
+    `CoreTraining.save_patch`."""
 
     def __init__(
         self, core: CoreFile | Path | str, *, base: Path | str | None = None, dtype: torch.dtype | None = None

@@ -11,11 +11,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Chosen, Mask, MaskError, Part
+from trace_transfer.core_sets.selection import select
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.files import sha256_text
 from trace_transfer.models.sources import numel
@@ -23,13 +26,14 @@ from trace_transfer.models.sources import numel
 
 @dataclass(frozen=True)
 class Case:
-    """What a control is made for: `unit` says what `random` has as many of, tensors or elements."""
+    """What a control is made for: a task's core set, and those of all tasks."""
 
     core: CoreFile
     anatomy: Anatomy
     seed: int
-    unit: str
+    unit: str  # what `random` has as many of, tensors or elements
     file: str
+    cores: Sequence[CoreFile] = ()
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -93,24 +97,40 @@ def random_set(case: Case) -> Mask:
     return case.drawn(scored, case.size)
 
 
-def random_within(case: Case) -> Mask:
-    """Of each tensor (of each component in a fused one) as many random rows or parameters as its core set has."""
+def random_within(case: Case, roles: bool = False) -> Mask:
+    """Of each tensor (of each component in a fused one) as many random rows or parameters as its core set has; with
+    `roles`, of each component as many random entries, in whatever layers."""
     core = case.core
-    if core.method.unit not in ("rows", "parameters"):
+    if not roles and core.method.unit not in ("rows", "parameters"):
         raise MaskError(f"{case.file}: random-within draws rows or parameters, and its core set is of whole tensors")
+    if roles and core.chosen is not None:
+        raise MaskError(f"{case.file}: role-profile draws tensors or rows, and its core set is of single parameters")
     if core.chosen is not None:
         return case.parameters({one.name: one.num_core for one in core.core})
-    groups: dict[tuple[str, str | None], list[CoreTensor]] = {}
+    groups: dict[tuple[str, str], list[CoreTensor]] = {}
     for entry in case.scored:
-        groups.setdefault((entry.name, entry.component), []).append(entry)
+        groups.setdefault(("" if roles else entry.name, entry.component or ""), []).append(entry)
     drawn, draws = [], case.generator()
     for _, entries in sorted(groups.items()):
         count = sum(entry.core for entry in entries)
         drawn += [entries[index] for index in draws.permutation(len(entries))[:count]]
     mask = case.mask(drawn)
     if mask == case.mask():
-        raise MaskError(f"{case.file}: within each tensor all rows are core, or none: this control can tell nothing")
+        where, what = ("component", "entries") if roles else ("tensor", "rows")
+        raise MaskError(f"{case.file}: within each {where} all {what} are core, or none: this control can tell nothing")
     return mask
+
+
+def one_set(case: Case) -> Mask:
+    """One core set for all tasks: by the mean of their scores, with this task's ratio."""
+    if len(case.cores) < 2 or any(core.chosen is not None for core in case.cores):
+        raise MaskError(f"{case.file}: one-set takes scores of tensors or rows, of two tasks or more")
+    scores: dict[Any, list[float]] = {}
+    for one in (one for core in case.cores for one in core.parameters if one.score is not None):
+        scores.setdefault(one.place, []).append(one.score)
+    entries = [one.model_copy(update={"score": fmean(scores[one.place])}) if one.place in scores else one
+               for one in case.cores[0].parameters]  # fmt: skip
+    return case.mask([one for one in select(entries, case.core.method.ratio, case.core.method.unit) if one.core])
 
 
 def norms_and_random(case: Case, head: bool = False) -> Mask:
@@ -130,8 +150,7 @@ def shuffled_layers(case: Case) -> Mask:
     depends on the seed alone, so that two tasks keep what they share.
 
     Where the next layer of the cycle lacks that tensor or has it in another shape, the cycle is followed on: each
-    tensor has one image, no two have the same. What stands outside the layers, or in one alone, stays.
-    """
+    tensor has one image, no two have the same. What stands outside the layers, or in one alone, stays."""
     cycle = case.generator("layers").permutation(case.anatomy.num_layers).tolist()
     after = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     shapes, place = case.shapes, case.places
@@ -155,18 +174,18 @@ def shuffled_layers(case: Case) -> Mask:
 def whole_layers(case: Case, last: bool = False) -> Mask:
     """All of the lowest (highest) layers, as many as come nearest to the core set's elements, at least one."""
     order = range(case.anatomy.num_layers)[:: -1 if last else 1]
-    names: dict[int, list[str]] = {layer: [] for layer in order}
-    for name, (layer, _) in case.places.items():
-        names[layer].append(name)
-    wanted = case.mask().numel(case.shapes)
-    totals = list(accumulate(sum(numel(case.shapes[name]) for name in names[layer]) for layer in order))
+    places, wanted = case.places, case.mask().numel(case.shapes)
+    names = [[name for name, (at, _) in places.items() if at == layer] for layer in order]
+    totals = list(accumulate(sum(numel(case.shapes[name]) for name in layer) for layer in names))
     best = min(range(len(totals)), key=lambda index: (abs(totals[index] - wanted), index))
-    return Mask(dict.fromkeys(name for layer in order[: best + 1] for name in names[layer]))
+    return Mask(dict.fromkeys(name for layer in names[: best + 1] for name in layer))
 
 
 CONTROLS: Mapping[str, Callable[[Case], Mask]] = {
     "random": random_set,
     "random-within": random_within,
+    "role-profile": lambda case: random_within(case, roles=True),
+    "one-set": one_set,
     "norms-random": norms_and_random,
     "head-norms-random": lambda case: norms_and_random(case, head=True),
     "shuffled": shuffled_layers,

@@ -17,33 +17,29 @@ from trace_transfer.core_sets.masks import Mask, MaskError
 from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import Example, TaskData
 from trace_transfer.data.records import chosen
+from trace_transfer.data.tasks_file import locate
 from trace_transfer.errors import UserError, each_of, listing, suggestion
 from trace_transfer.families.anatomy import Anatomy
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import sha256_text
 from trace_transfer.records import model_line, read_artefact
 from trace_transfer.training.controls import CONTROLS, Case
-from trace_transfer.training.settings import StreamSettings, StreamTask, core_file
+from trace_transfer.training.settings import StreamSettings, StreamTask
 
 JOINT, MULTI_TASK = "joint", "multi-task"
 MIXING = ("joint", "dmt")
+NEED_CORE = ("trace", *CONTROLS)
 ROUNDING = 1e-9  # keeps 0.07 * 100, which is 7.000000000000001, at 7
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training.
+    """One training."""
 
-    Attributes:
-        label: of its patch, its directory and its messages: the task's name, `joint` or `multi-task`.
-        mask: what is trained; empty where adapters are, whose names are known once they are made.
-        tasks: names of the tasks whose examples take part.
-    """
-
-    label: str
+    label: str  # of its patch, its directory and its messages: the task's name, `joint` or `multi-task`
     data: TaskData
-    mask: Mask
-    tasks: tuple[str, ...]
+    mask: Mask  # what is trained; empty where adapters are, whose names are known once they are made
+    tasks: tuple[str, ...]  # names of the tasks whose examples take part
     notes: tuple[str, ...] = ()
 
 
@@ -53,9 +49,6 @@ class Stream:
     tasks: tuple[TaskData, ...]
     cores: Mapping[str, CoreFile]
     anatomy: Anatomy
-
-
-Method = Callable[[Stream], list[Stage]]
 
 
 def by_core(name: str | None, stream: Stream) -> list[Stage]:
@@ -74,7 +67,7 @@ def by_core(name: str | None, stream: Stream) -> list[Stage]:
             notes = () if core.task == data.task else (f"{data.task}: its core file was made for task '{core.task}'",)
             try:
                 unit = settings.control_unit or ("tensors" if core.method.unit == "tensors" else "elements")
-                case = Case(core, anatomy, settings.control_seed, unit, file)
+                case = Case(core, anatomy, settings.control_seed, unit, file, tuple(stream.cores.values()))
                 own = case.mask()
                 mask = own if name is None else CONTROLS[name](case)
                 stages.append(Stage(data.task, data, mask, (data.task,), notes))
@@ -103,8 +96,7 @@ def dmt(stream: Stream) -> list[Stage]:
     """Dual-stage mixed fine-tuning (Dong et al., 2024, arXiv 2310.05492): everything, first on all tasks but one mixed,
     then on that one with a small share of each of the others.
 
-    Which task is last is an option here. The share of each is rounded up: of each at least one example is replayed.
-    """
+    Which task is last is an option here. The share of each is rounded up: of each at least one example is replayed."""
     settings = stream.settings
     special = next(data for data in stream.tasks if data.task == (settings.special or stream.tasks[-1].task))
     others = [data for data in stream.tasks if data is not special]
@@ -116,7 +108,7 @@ def dmt(stream: Stream) -> list[Stage]:
     ]
 
 
-LAYOUTS: Mapping[str, Method] = {
+LAYOUTS: Mapping[str, Callable[[Stream], list[Stage]]] = {
     "trace": partial(by_core, None),
     "full": full,
     "joint": joint,
@@ -138,10 +130,9 @@ def stages_of(
 
 
 def read_cores(tasks: Sequence[StreamTask], directory: Path) -> dict[str, CoreFile]:
-    files = {task.name: core_file(task, directory) for task in tasks}
-    there = {name: file for name, file in files.items() if file is not None}
-    cores = each_of(there.values(), lambda file: read_artefact(file, CoreFile), "core files that cannot be used")
-    return dict(zip(there, cores, strict=True))
+    files = {task.name: locate(task.core, directory) for task in tasks if task.core is not None}
+    cores = each_of(files.values(), lambda file: read_artefact(file, CoreFile), "core files that cannot be used")
+    return dict(zip(files, cores, strict=True))
 
 
 def mixed(name: str, parts: Sequence[TaskData]) -> TaskData:

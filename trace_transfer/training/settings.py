@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Gt, Lt
 from pydantic import Field, InstanceOf, model_validator
 
-from trace_transfer.data.tasks_file import TaskSpec, load_tasks, locate
+from trace_transfer.data.tasks_file import TaskSpec, load_tasks
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.files import sha256_text
 from trace_transfer.identification.settings import LONGEST, WHEN_TOO_LONG, Length, TooLong
@@ -35,14 +35,14 @@ METHODS = {
     "dmt": "everything: all tasks but one mixed, then that one with a few examples of the others",
     "random": "a random set of the core set's size (control)",
     "random-within": "of each tensor as many random rows or parameters as its core set has (control)",
+    "role-profile": "of each component as many random tensors or rows as the core set has, in any layers (control)",
+    "one-set": "one set for all tasks, by the mean of their scores (control)",
     "norms-random": "all norms, and random entries up to the core set's size (control)",
     "head-norms-random": "head and norms, and random entries up to the core set's size (control)",
     "shuffled": "the core set with its layers shuffled (control)",
     "first": "all of the first layers, as many as the core set's size (control)",
     "last": "all of the last layers, as many as the core set's size (control)",
 }
-CONTROLS = ("random", "random-within", "norms-random", "head-norms-random", "shuffled", "first", "last")
-NEED_CORE = ("trace", *CONTROLS)
 if TYPE_CHECKING:
     MethodName = str
 else:
@@ -66,11 +66,9 @@ class StreamSettings(Settings):
     LATER: ClassVar[frozenset[str]] = frozenset({"draw", "eval_share", "eval_every", "patience", "keep_best"})
 
     method: MethodName = setting(
-        "trace",
-        "What is trained. " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".",
-        group="Training",
-        common=True,
-    )
+        "trace", "What is trained. " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".",
+        group="Training", common=True,
+    )  # fmt: skip
     train: InstanceOf[TrainSettings] = setting(paper_training, "The training of each task.")
     max_length: Length = setting(1024, LONGEST, metavar="TOKENS", group="Data", common=True)
     too_long: TooLong = setting("cut", WHEN_TOO_LONG, group="Data")
@@ -105,8 +103,7 @@ class StreamSettings(Settings):
         1 / 256, "dmt: share of the other tasks' examples replayed with it (Dong et al., 2024: 1/256)."
     )
     control_unit: Literal["tensors", "elements"] | None = setting(
-        None,
-        "random: draw as many tensors as the core set has, or as many parameters. Default: what its ratio counts.",
+        None, "random: draw as many tensors as the core set has, or as many parameters. Default: what its ratio counts."
     )
     draw: Seed = setting(0, "random, shuffled: which of the draws of a seed; the order of the examples stays.")
 
@@ -154,10 +151,6 @@ def load_stream(path: Path | str) -> tuple[StreamTask, ...]:
     return load_tasks(path, StreamTask)
 
 
-def core_file(task: StreamTask, base_directory: Path | str) -> Path | None:
-    return None if task.core is None else locate(task.core, base_directory)
-
-
 class EvaluationRecord(Strict):
     """The loss on held-out records after a step, of each task and over all their supervised tokens."""
 
@@ -171,8 +164,7 @@ class StageRecord(Strict):
 
     `tasks` are those whose examples took part; `mask_sha256` is that of what was trained, `data_sha256` of all token
     ids and labels. `losses` are of each step, mean cross-entropy in nats before the step; `kept_step` is the step whose
-    weights the patch has, if not the last.
-    """
+    weights the patch has, if not the last."""
 
     label: str = Field(pattern=TASK)
     tasks: tuple[str, ...]

@@ -22,7 +22,7 @@ def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[s
     train, base = plan.settings.train, plan.base.identity
     page.line(
         f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} elements; method "
-        f"{plan.settings.method}",
+        f"{plan.settings.method}"
     )
     page.line(
         f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'}, learning rate {train.learning_rate:g}, batches "
@@ -31,7 +31,7 @@ def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[s
         f"{math.ceil(train.batch_size / (train.micro_batch_size * plan.num_ranks))} accumulated; {plan.precision}, "
         f"ZeRO {train.zero}, {train.optimizer}"
         + (f", {train.offload} offloaded" if train.offload != "none" else "")
-        + (", gradient checkpointing" if train.gradient_checkpointing else ""),
+        + (", gradient checkpointing" if train.gradient_checkpointing else "")
     )
     for number, stage in enumerate(plan.stages):
         if examples := sum(len(data.examples) for data in plan.held_out(number).tasks):
@@ -85,11 +85,10 @@ def draw_stream(page: Page, record: StreamFile) -> None:
 @as_text
 def render_streamed(page: Page, done: Streamed) -> None:
     draw_stream(page, done.record)
-    unmoved = done.verification.unmoved
     frozen = sum(tensor.frozen for tensor in done.verification.parameters)
     total = done.record.model.num_elements
     page.lines(("", f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's"))
-    if unmoved:
+    if unmoved := done.verification.unmoved:
         page.line(f"! {len(unmoved)} trained tensors did not move:")
         page.lines(f"  {tensor.name}" for tensor in unmoved[:MAX_LISTED])
     page.written(done.files)

@@ -20,6 +20,7 @@ from pathlib import Path
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import encode_tasks
 from trace_transfer.data.examples import TaskData
+from trace_transfer.data.tasks_file import locate
 from trace_transfer.engine import checkpointing
 from trace_transfer.engine.adapters import AdaptedModel
 from trace_transfer.engine.batches import HeldOut
@@ -44,16 +45,8 @@ from trace_transfer.publish.model_card import CARD, CoreOrigin, trained_card
 from trace_transfer.records import library_versions, read_artefact, to_json
 from trace_transfer.settings import side_by_side
 from trace_transfer.stopping import StopSignal
-from trace_transfer.training.methods import Stage, hold_out, read_cores, stages_of
-from trace_transfer.training.settings import (
-    NEED_CORE,
-    EvaluationRecord,
-    StageRecord,
-    StreamFile,
-    StreamSettings,
-    core_file,
-    load_stream,
-)
+from trace_transfer.training.methods import NEED_CORE, Stage, hold_out, read_cores, stages_of
+from trace_transfer.training.settings import EvaluationRecord, StageRecord, StreamFile, StreamSettings, load_stream
 
 RECORD, FOLDER, MODEL, VERIFICATION = "stream.json", "stages", "model", "verification.json"
 
@@ -93,10 +86,7 @@ class StreamPlan:
         return dtype_name(resolve_precision(self.settings.train))
 
     def adapted(self, number: int, start: StartingPoint, carried: Path | None = None) -> AdaptedModel:
-        settings, seed = (
-            self.settings,
-            self.settings.train.seed + number,
-        )  # each stage draws others
+        settings, seed = self.settings, self.settings.train.seed + number  # each stage draws others
         return AdaptedModel(start, settings.lora_rank, settings.lora_alpha, seed, carried)
 
     @cached_property
@@ -144,7 +134,7 @@ def plan_stream(
     data = encode_tasks(opened, tasks, directory, settings.max_length, settings.too_long, settings.train.seed)
     data, held = hold_out(opened, tasks, data, directory, settings)
     stages = stages_of(settings, data, cores, opened.anatomy)
-    files = {task.name: file for task in tasks if (file := core_file(task, directory)) and task.name in cores}
+    files = {task.name: locate(task.core, directory) for task in tasks if task.core and task.name in cores}
     plan = StreamPlan(
         opened, ModelState(opened.source), settings, stages, num_ranks, out,
         origins={name: CoreOrigin(cores[name], sha256_file(file)) for name, file in files.items()},
@@ -176,8 +166,7 @@ def _with_finished(plan: StreamPlan) -> StreamPlan:
             (f"{stage}: core set", then.mask_sha256[:12], plan.trained(number).sha256[:12]),
             (f"{stage}: held-out records", then.held_out_sha256, plan.held_out(number).sha256),
         ]
-    problems = [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]
-    if problems:
+    if problems := [f"{what}: {then} there, {now} now" for what, then, now in pairs if then != now]:
         raise UserError(f"{plan.out}: holds another stream; name another --out, or remove it:\n" + listing(problems))
     for done in record.stages:
         file = plan.out / done.patch

@@ -71,10 +71,7 @@ def write_heatmap(directory: Path) -> list[Path]:
     """Draw the layer match that lies in a directory, beside it."""
     match: LayerMatch = read_artefact(directory / MATCH, LayerMatch)
     figure = figure_of(match, read_similarities(directory / SIMILARITY, match))
-    files = [directory / name for name in HEATMAPS]
-    figures.write_html(files[0], figure)
-    figures.write_png(files[1], figure)
-    return files
+    return figures.write_figure(directory / "heatmap", figure)
 
 
 def figure_of(match: LayerMatch, similarities: Mapping[str, Matrix]) -> Figure:
@@ -97,9 +94,7 @@ def figure_of(match: LayerMatch, similarities: Mapping[str, Matrix]) -> Figure:
     return Figure(title, match.verdict, rows, subtitle, "no value", caption, alone=True)
 
 
-def row(
-    similarity: Matrix, pairs: Sequence[LayerPair], match: LayerMatch, names: Sequence[str], title: str
-) -> Row:  # fmt: skip
+def row(similarity: Matrix, pairs: Sequence[LayerPair], match: LayerMatch, names: Sequence[str], title: str) -> Row:
     """One similarity as a panel: cells, runners-up below the pairs chosen in it, the line of equal depth."""
     num_source, num_target = similarity.shape
     cell = min(WIDTH / num_target, HEIGHT / num_source, LARGEST_CELL)

@@ -58,8 +58,7 @@ CORRESPONDENCE = "correspondence.json"
 
 @dataclass(frozen=True)
 class MapResult:
-    """What `map` found and wrote; `similarity` is float64 [source layers, target layers], NaN where a layer is
-    degenerate."""
+    """What `map` found and wrote; `similarity`: float64 [source layers, target layers], NaN for a degenerate layer."""
 
     source: OpenModel
     target: OpenModel
@@ -107,8 +106,7 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     other = device if settings.target_device is None else resolve_device(settings.target_device)
     for model in (source, target):
         require_attention(model.config, settings.attention)
-    dtype = resolve_dtype(settings.dtype, device)
-    return MapPlan(source, target, opened, probe, rows, (device, other), dtype)
+    return MapPlan(source, target, opened, probe, rows, (device, other), resolve_dtype(settings.dtype, device))
 
 
 class ModelEstimate(NamedTuple):
@@ -135,10 +133,8 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
         for name, shape in model.anatomy.inventory.shapes.items():
             if name.startswith(prefix):
                 elements[name.removeprefix(prefix).partition(".")[0]] += numel(shape)
-        lengths = sorted(map(len, reading.ids))
-        batches = [
-            lengths[start : start + settings.batch_size] for start in range(0, len(lengths), settings.batch_size)
-        ]
+        lengths, at_once = sorted(map(len, reading.ids)), settings.batch_size
+        batches = [lengths[start : start + at_once] for start in range(0, len(lengths), at_once)]
         padded = sum(some[-1] * len(some) for some in batches)
         grams = len(REPRESENTATIONS) * sum(map(packed_length, plan.rows.sizes)) * model.anatomy.num_layers
         hidden = padded * model.config.get_text_config().hidden_size
@@ -174,14 +170,17 @@ def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Rep
     weights = [open_checkpoint(model.source) for model in (plan.source, plan.target)]  # both are there, or none is read
     with held(out) as directory:
         remove_leftovers(directory)
-        if settings.cache is not None:
-            prepare_directory(settings.cache, "cache", "; give another with --cache, or --no-cache")
         source, target = _read_both(plan, weights, settings, reporter)
         used = settings.representation
+        probe = ProbeRecord(
+            name=plan.probe.name, sha256=plan.probe.sha256, num_texts=len(plan.probe.texts), rows=plan.rows.kind,
+            num_minibatches=len(plan.rows.sizes), num_rows=sum(plan.rows.sizes), max_length=settings.max_length,
+            seed=settings.seed,
+        )  # fmt: skip
         with reporter.task("matching layers", len(source.stacks)) as advance:
             match, similarity_ST = match_layers(
                 source.stacks[used], target.stacks[used], num_splits=settings.splits,
-                source=plan.source.identity, target=plan.target.identity, probe=_probe(plan, settings),
+                source=plan.source.identity, target=plan.target.identity, probe=probe,
                 similarity=settings.similarity, representation=used, transform=settings.transform,
                 policy=settings.match, settings=settings.recorded(), libraries=library_versions(),
             )  # fmt: skip
@@ -245,14 +244,6 @@ def _refuse_others(directory: Path, cores: Sequence[CoreFile], match: LayerMatch
             f"{directory}: holds core files that another layer match carried; they would stay beside the new one. Give "
             f"--core for each of them, too, or name another --out:\n{listing(staying)}"
         )
-
-
-def _probe(plan: MapPlan, settings: MapSettings) -> ProbeRecord:
-    return ProbeRecord(
-        name=plan.probe.name, sha256=plan.probe.sha256, num_texts=len(plan.probe.texts), rows=plan.rows.kind,
-        num_minibatches=len(plan.rows.sizes), num_rows=sum(plan.rows.sizes), max_length=settings.max_length,
-        seed=settings.seed,
-    )  # fmt: skip
 
 
 def _write(directory: Path, carrier: Carrier, carried: Sequence[Carried]) -> list[Path]:

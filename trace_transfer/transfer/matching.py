@@ -57,17 +57,16 @@ def match_layers(
     used = [{pair[side] for pair in pairs} for side in (0, 1)]
     unmatched = [tuple(i for i in range(count) if i not in used[side]) for side, count in enumerate(matrix_ST.shape)]
     others = {name: other for name, other in POLICIES.items() if other is not policy and other.control is None}
+    depth = Depth(
+        agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
+        held_out_gain=held_out,
+    )  # fmt: skip
     match = LayerMatch(
         chosen_by="target" if by_target else "source", pairs=found,
         unmatched_sources=unmatched[0], unmatched_targets=unmatched[1],
-        degenerate_sources=flat[0], degenerate_targets=flat[1],
-        stability=stability,
-        depth=Depth(
-            agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
-            held_out_gain=held_out,
-        ),
+        degenerate_sources=flat[0], degenerate_targets=flat[1], stability=stability, depth=depth,
         policy_agreement={name: _overlap(pairs, other(matrix_ST)) for name, other in others.items()},
-        warnings=tuple(_warnings(max(source.sizes), found, held_out, policy, exact == 1.0, flat)), **about,
+        warnings=tuple(_warnings(max(source.sizes), found, depth, policy, flat)), **about,
     )  # fmt: skip
     return match, matrix_ST
 
@@ -82,8 +81,7 @@ def split_half_stability(
     """How far a match (`full`) depends on which texts were read: the policy applied to every half.
 
     Returns the agreement of the choices made on disjoint halves; for each choosing layer, how often half of the texts
-    would have chosen another than all texts do; and `Depth.held_out_gain`.
-    """
+    would have chosen another than all texts do; and `Depth.held_out_gain`."""
     all_choices = _choices(full, by_target)
     same, near, gains = [], [], []
     flips = dict.fromkeys(all_choices, 0)
@@ -123,20 +121,17 @@ def _gain(pairs: Pairs, similarity_ST: Matrix, by_target: bool) -> float:
 
 
 def _warnings(
-    num_texts: int, pairs: tuple[LayerPair, ...], held_out: tuple[float, float] | None, policy: Policy,
-    is_depth_match: bool, flat: Sequence[tuple[int, ...]],
-) -> Iterator[str]:  # fmt: skip
+    num_texts: int, pairs: tuple[LayerPair, ...], depth: Depth, policy: Policy, flat: Sequence[tuple[int, ...]]
+) -> Iterator[str]:
     if policy.control:
         yield policy.control
     if num_texts < FEW_ROWS:
-        yield (
-            f"only {num_texts} texts: with fewer than {FEW_ROWS} the similarities are mostly noise; give more with "
-            "--probe"
-        )
+        told = f"with fewer than {FEW_ROWS} the similarities are mostly noise"
+        yield f"only {num_texts} texts: {told}; give more with --probe"
     for side, layers in zip(("source", "target"), flat, strict=True):
         if layers:
             yield f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen"
-    if held_out is None:
+    if depth.held_out_gain is None:
         yield "too few texts to be split in halves: the stability of the match is not known"
         return
     if unsure := [f"{pair.source}→{pair.target}" for pair in pairs if pair.is_ambiguous]:
@@ -144,8 +139,8 @@ def _warnings(
             f"{len(unsure)} of {len(pairs)} pairs are ambiguous (half of the texts choose another layer "
             f"in more than {OFTEN:.0%} of the draws): {_list(unsure)}"
         )
-    mean, deviation = held_out
-    if not policy.control and not is_depth_match and mean <= 2 * deviation:
+    if not policy.control and depth.agreement < 1 and depth.is_as_good:
+        mean, deviation = depth.held_out_gain
         yield (
             "on held-out texts the matched layers are not clearly more similar than layers of equal relative depth "
             f"(gain {mean:+.4f} ± {deviation:.4f}): CKA adds little to depth here"

@@ -23,21 +23,15 @@ TIE = 1e-12
 
 @dataclass(frozen=True)
 class Policy:
-    """A registered policy.
-
-    Attributes:
-        help: what `--help` says of it.
-        deeper_chooses: each layer of the deeper model has one partner (of models of equal depth, each of the target's);
-            otherwise each source layer has one at most.
-        control: what the layer match warns of; None for a policy that is no control.
-        draws: whether `choose` takes a seed, too.
-    """
+    """A registered policy."""
 
     choose: Callable[..., Pairs]
-    help: str
+    help: str  # what `--help` says of it
+    # each layer of the deeper model has one partner (of models of equal depth, each of the target's); otherwise each
+    # source layer has one at most
     deeper_chooses: bool = False
-    control: str | None = None
-    draws: bool = False
+    control: str | None = None  # what the layer match warns of; None for a policy that is no control
+    draws: bool = False  # whether `choose` takes a seed, too
 
     def __call__(self, similarity_ST: Matrix, seed: int = 0) -> Pairs:
         return self.choose(similarity_ST, seed) if self.draws else self.choose(similarity_ST)
@@ -117,8 +111,7 @@ def by_depth(similarity_ST: Matrix) -> Pairs:
 def shuffled(similarity_ST: Matrix, seed: int) -> Pairs:
     """The `coverage` match with its target layers permuted; every source layer is used as often as before.
 
-    A permutation that leaves all pairs as they were is drawn again, unless one of the models has a single layer.
-    """
+    A permutation that leaves all pairs as they were is drawn again, unless one of the models has a single layer."""
     covering = coverage(similarity_ST)
     generator = np.random.default_rng(seed)
     while True:

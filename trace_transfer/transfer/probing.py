@@ -18,7 +18,9 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -31,9 +33,10 @@ from trace_transfer.data.probe import Reading, RowPlan
 from trace_transfer.errors import ModelError
 from trace_transfer.families.model_handle import OpenModel
 from trace_transfer.files import remove_leftovers
+from trace_transfer.identification.gradients import Calls, recorded_calls
 from trace_transfer.models.checkpoints import Checkpoint, release
 from trace_transfer.models.content import config_sha256
-from trace_transfer.models.running import attend, layers_of, replaced_forwards
+from trace_transfer.models.running import attend, layers_of
 from trace_transfer.models.sources import build_meta_model
 from trace_transfer.models.tensors import write_tensors
 from trace_transfer.progress import Reporter
@@ -73,12 +76,8 @@ def read_grams(
     dtype: torch.dtype, reporter: Reporter, stopped: Event, built: PreTrainedModel | None = None,
 ) -> Grams:  # fmt: skip
     """Gram matrices of a model's layers, from the cache or by one pass over its weights; raises as `read_layers`.
-
-    Args:
-        device, dtype: what the settings' come to.
-        stopped: once set, ends the pass.
-        built: the model without weights, made before other threads compute, since making it changes all of torch.
-    """
+    `device` and `dtype` are what the settings' come to. `stopped`, once set, ends the pass. `built` is the model
+    without weights, made before other threads compute, since making it changes all of torch."""
     num_layers, length = model.anatomy.num_layers, sum(map(packed_length, plan.sizes))
     tensors = {name: torch.empty(num_layers, length) for name in REPRESENTATIONS}
     tensors |= {f"{name}.largest": torch.empty(num_layers, 2) for name in REPRESENTATIONS}
@@ -112,6 +111,7 @@ def read_grams(
             )  # fmt: skip
         if file is not None:
             try:
+                file.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(file, tensors, {"format": "trace-transfer/grams", "version": str(CACHE_VERSION)})
                 _prune(file.parent)
             except OSError as error:  # a full disk must not cost the pass
@@ -138,13 +138,11 @@ def _load(file: Path) -> dict[str, Tensor] | None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        # Out of the mapped file, which is not aligned: products give other last bits there.
-        tensors = {name: one.clone() for name, one in load_file(file).items()}
+    with suppress(OSError, SafetensorError):
         os.utime(file)
-    except (OSError, SafetensorError):
-        return None
-    return tensors
+        # Out of the mapped file, which is not aligned: products give other last bits there.
+        return {name: one.clone() for name, one in load_file(file).items()}
+    return None
 
 
 def _prune(directory: Path) -> None:
@@ -167,10 +165,6 @@ class LayerRows:
     layer: int
     stream: Tensor
     update: Tensor
-
-
-class _FinishedSignal(Exception):  # noqa: N818 (not an error)
-    """The last layer has been called: the final norm and the head need not run, nor be read."""
 
 
 @torch.no_grad()
@@ -206,10 +200,10 @@ def read_layers(
         return reader.submit(bring_in, lambda key: key.startswith(f"{layer_path}.{index}."))
 
     used = torch.tensor(sorted({token for ids in reading.ids for token in ids}))
-    embedding = _embedding(model, checkpoint, used, name, device, dtype)
+    embedding = _embedding(model, checkpoint, used, device, dtype)
     own, below, above = embedding[1], f"{model.base_model_prefix}.", f"{layer_path}."
     bring_in(lambda key: key.startswith(below) and not key.startswith(above) and key != own)
-    micro_batches = _micro_batches(model, layers, embedding[0], used, reading, texts_R, batch_size)
+    micro_batches = _micro_batches(model, name, layers, embedding[0], used, reading, texts_R, batch_size)
     release(model)
     with ThreadPoolExecutor(max_workers=1) as reader:
         reading_next = submit(0)
@@ -234,38 +228,24 @@ def read_layers(
 
 
 def _embedding(
-    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, name: str, device: Any, dtype: torch.dtype
+    model: PreTrainedModel, checkpoint: Checkpoint, ids: Tensor, device: Any, dtype: torch.dtype
 ) -> tuple[nn.Module, str]:
     """The input embedding with only the rows of some token ids, in their order, and the name of its weight."""
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    if int(ids.max()) >= embedding.num_embeddings:
-        raise ModelError(
-            f"{name}: its tokenizer gives token id {int(ids.max())}, but its embedding has only "
-            f"{embedding.num_embeddings} rows: the tokenizer belongs to another model"
-        )
     weight = next(key for key, module in model.named_modules() if module is embedding) + ".weight"
-    rows = checkpoint.rows(model, weight, ids, dtype).to(device)
-    embedding.weight = nn.Parameter(rows, requires_grad=False)
+    embedding.weight = nn.Parameter(checkpoint.rows(model, weight, ids, dtype).to(device), requires_grad=False)
     embedding.padding_idx = None
     return embedding, weight
 
 
-Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
-
-
 @dataclass
 class _MicroBatch:
-    """Some texts on their way through the layers.
+    """Some texts on their way through the layers."""
 
-    Attributes:
-        hidden_btd: the residual stream where they are now.
-        calls: for each layer the arguments, after the hidden states, that the model's forward gave it.
-        rows, texts, tokens, shares: of each token of a row: the row, the text's place in this micro-batch, the token,
-            and its share (one over the length of the row's span).
-    """
-
-    hidden_btd: Tensor
-    calls: Calls
+    hidden_btd: Tensor  # the residual stream where they are now
+    calls: Calls  # for each layer the arguments, after the hidden states, that the model's forward gave it
+    # rows, texts, tokens, shares: of each token of a row: the row, the text's place in this micro-batch, the token, and
+    # its share (one over the length of the row's span)
     rows: Tensor
     texts: Tensor
     tokens: Tensor
@@ -283,8 +263,8 @@ class _MicroBatch:
 
 
 def _micro_batches(
-    model: PreTrainedModel, layers: Sequence[nn.Module], embedding: nn.Module, used: Tensor, reading: Reading,
-    texts_R: Tensor, batch_size: int,
+    model: PreTrainedModel, name: str, layers: Sequence[nn.Module], embedding: nn.Module, used: Tensor,
+    reading: Reading, texts_R: Tensor, batch_size: int,
 ) -> list[_MicroBatch]:  # fmt: skip
     """All texts, shortest first, embedded and ready for the first layer."""
     position = {token: index for index, token in enumerate(used.tolist())}
@@ -296,7 +276,9 @@ def _micro_batches(
     for start in range(0, len(order), batch_size):
         texts = order[start : start + batch_size]
         ids_bt = padded([[position[token] for token in reading.ids[text]] for text in texts])
-        hidden_btd, calls = _record_calls(model, layers, embedding(ids_bt.to(next(embedding.parameters()).device)))
+        embeds_btd = embedding(ids_bt.to(next(embedding.parameters()).device))
+        run = partial(model.base_model, inputs_embeds=embeds_btd, use_cache=False)
+        hidden_btd, calls = recorded_calls(name, layers, run)
         shares = [
             (row, place, token, 1.0 / (stop - first))
             for place, text in enumerate(texts)
@@ -307,23 +289,3 @@ def _micro_batches(
         share = torch.tensor([one[3] for one in shares], dtype=torch.float64)
         batches.append(_MicroBatch(hidden_btd, calls, rows, places, tokens, share))
     return batches
-
-
-def _record_calls(model: PreTrainedModel, layers: Sequence[nn.Module], embeds_btd: Tensor) -> tuple[Tensor, Calls]:
-    """Run the model's forward with layers that pass their input on: what enters the first, and how each is called."""
-    first: list[Tensor] = []
-    calls: Calls = []
-
-    def note(hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        first.append(hidden_btd)
-        calls.append((args, kwargs))
-        if len(calls) == len(layers):
-            raise _FinishedSignal
-        return hidden_btd
-
-    try:
-        with replaced_forwards(layers, [note] * len(layers)):
-            model.base_model(inputs_embeds=embeds_btd, use_cache=False)
-    except _FinishedSignal:
-        return first[0], calls
-    raise ModelError(f"its forward pass called {len(calls)} of {len(layers)} layers")

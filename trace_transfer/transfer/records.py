@@ -47,8 +47,7 @@ class LayerPair(Strict):
 def rated(
     pairs: Pairs, similarity_ST: Matrix, by_target: bool, flip_rates: Mapping[int, float] | None = None
 ) -> tuple[LayerPair, ...]:  # fmt: skip
-    """Chosen pairs with margins and runners-up, among source layers if target layers chose, and flip rates, which are
-    by choosing layer."""
+    """Chosen pairs with margins, runners-up (among source layers if target layers chose) and flip rates by chooser."""
     found = []
     for s, t in pairs:
         value, (chooser, chosen) = similarity_ST[s, t], (t, s) if by_target else (s, t)
@@ -139,10 +138,6 @@ class ListedPart(Strict):
     rows: tuple[Range, ...] | None = None
     columns: tuple[Range, ...] | None = None
     depth: tuple[Range, ...] | None = None
-
-    @property
-    def is_part(self) -> bool:
-        return bool(self.rows or self.columns or self.depth)
 
 
 class ListedTarget(ListedPart):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -27,26 +27,18 @@ WHICH_MATCH = (
     + "."
 )
 
-# What a profile sets; an option that is given explicitly stays.
-PROFILES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "rows": "example",
-        "similarity": "cka",
-        "representation": "stream",
-        "transform": "none",
-        "match": "argmax",
-        "carry": "core",
-    },
-}
-
 
 class MapSettings(Settings):
     """Everything about a run of `map` but its models, core files and output directory."""
 
-    PROFILES: ClassVar = PROFILES
+    PROFILES: ClassVar = {
+        "default": {},
+        "paper": {
+            "rows": "example", "similarity": "cka", "representation": "stream", "transform": "none", "match": "argmax",
+            "carry": "core",
+        },
+    }  # fmt: skip
     LATER: ClassVar[frozenset[str]] = frozenset({"attention", "target_device"})
-
     GROUP: ClassVar[str] = "Matching"
 
     probe: str | None = setting(

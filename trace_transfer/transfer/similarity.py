@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trace_transfer.models.running import one_thread
+from trace_transfer.transfer.policies import Matrix
 
 BLOCK = 128  # rows of a Gram matrix that are computed together
 CONSTANT = 1e-12  # rows whose variance is below this share of their square norm differ by rounding only
@@ -31,22 +30,17 @@ MIN_ROWS = 4
 MIN_TEXTS = 16  # of which halves are made
 ENTRIES_AT_ONCE = 1 << 20  # of Gram matrices that are unpacked together: 4 MB a copy
 
-Matrix = NDArray[np.float64]
 Halves = tuple[tuple[Matrix, Matrix], ...]
 
 
 @dataclass(frozen=True)
 class GramStack:
-    """Packed Gram matrices of all layers of one model.
+    """Packed Gram matrices of all layers of one model."""
 
-    Attributes:
-        packed_LP: float32 [L, P]; the minibatches one after another.
-        texts: for each minibatch the index of the text that each of its rows comes from, int64 [N_m]. A text stands
-            at most once in a minibatch: rows of one text depend on each other, and dependent rows raise the CKA even
-            of independent models (debiased 0.89 when every row is doubled).
-    """
-
-    packed_LP: Tensor
+    packed_LP: Tensor  # float32 [L, P]; the minibatches one after another
+    # for each minibatch the index of the text that each of its rows comes from, int64 [N_m]. A text stands at most once
+    # in a minibatch: rows of one text depend on each other, and dependent rows raise the CKA even of independent models
+    # (debiased 0.89 when every row is doubled).
     texts: tuple[Tensor, ...]
 
     @property
@@ -91,8 +85,7 @@ def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
     Centring comes first: a constant offset of 1,500 in one dimension would otherwise drown the margins between layers,
     which are about 1e-3. It comes twice, because the first mean is rounded to float32 at the size of the offset, the
     second at the size of what is left (as exact as a float64 mean, at a fifth of its time). Rows that differ by
-    rounding only give a matrix of zeros.
-    """
+    rounding only give a matrix of zeros."""
     outs = out_P.split([packed_length(n) for n in sizes])
     for rows_Nd, out in zip(rows_Rd.split(list(sizes)), outs, strict=True):
         centred_Nd = rows_Nd.to(torch.float32, copy=True)
@@ -109,8 +102,7 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
     """All inner products of two sets of packed vectors, float64 [L, M]: float32 within a chunk, float64 across.
 
     In one thread: the order of the sums would follow the number of threads that the library takes at that moment, and
-    two runs on the same rows would differ by 1e-7. So few long vectors are no slower for it.
-    """
+    two runs on the same rows would differ by 1e-7. So few long vectors are no slower for it."""
     total = torch.zeros(a_LP.shape[0], b_MP.shape[0], dtype=torch.float64, device=a_LP.device)
     with one_thread():
         for a_LC, b_MC in zip(a_LP.split(CHUNK, dim=1), b_MP.split(CHUNK, dim=1), strict=True):
@@ -132,10 +124,7 @@ def debiased_cka(source: GramStack, target: GramStack) -> Tensor:
 
 
 Measure = Callable[[GramStack, GramStack], Tensor]
-SIMILARITIES: dict[str, Measure] = {
-    "cka-debiased": debiased_cka,
-    "cka": linear_cka,
-}
+SIMILARITIES: dict[str, Measure] = {"cka-debiased": debiased_cka, "cka": linear_cka}
 
 
 def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Tensor:
@@ -156,8 +145,7 @@ def _hsic_debiased(a: GramStack, b: GramStack) -> Tensor:
     """Sum over minibatches of HSIC₁, float64 [L, M].
 
     With rows of K and L summing to zero (centred), Song's estimator needs only the inner product and the diagonals:
-    n(n-3) HSIC₁ = Σ_{i≠j} K_ij L_ij - 2/(n-2) Σ_i K_ii L_ii + tr K tr L / ((n-1)(n-2)).
-    """
+    n(n-3) HSIC₁ = Σ_{i≠j} K_ij L_ij - 2/(n-2) Σ_i K_ii L_ii + tr K tr L / ((n-1)(n-2))."""
     parts = []
     for (n, a_LP), (_, b_MP) in zip(a.minibatches, b.minibatches, strict=True):
         diag_a, diag_b = diagonals(a_LP, n), diagonals(b_MP, n)
@@ -174,8 +162,7 @@ def centre(gram_NN: Tensor) -> Tensor:
 
 
 def subset(stack: GramStack, keep: Tensor) -> GramStack:
-    """The stack of the texts to keep, bool [number of texts], centred anew; minibatches left with fewer than four rows
-    are dropped."""
+    """The stack of texts to keep, bool [number of texts], centred anew, without minibatches of fewer than four rows."""
     parts, texts = [], []
     for (n, own_LP), index in zip(stack.minibatches, stack.texts, strict=True):
         rows = keep[index].nonzero().flatten()
@@ -190,15 +177,12 @@ def subset(stack: GramStack, keep: Tensor) -> GramStack:
 # ---- halves of the texts
 
 
-def split_halves(
-    source: GramStack, target: GramStack, similarity: Measure, *, num_splits: int, seed: int
-) -> Halves:  # fmt: skip
+def split_halves(source: GramStack, target: GramStack, similarity: Measure, *, num_splits: int, seed: int) -> Halves:
     """Similarity matrices [S, T] on both halves of `num_splits` random splits of the texts.
 
     Halves of *texts*, never of rows: rows of one text depend on each other. Drawing half of the texts without
     replacement has the sampling variance of the bootstrap (the delete-half jackknife), and none of the doubled rows
-    that would raise a debiased similarity.
-    """
+    that would raise a debiased similarity."""
     texts = torch.cat(source.texts).unique()
     generator = torch.Generator().manual_seed(seed)
     pairs = []

@@ -153,9 +153,7 @@ class Carrier:
         pairs = [(source.layer, unit.layer) for unit in units for source, _ in self.correspondence.sources_of(unit)]
         return max((known.get(pair, 0.0) for pair in pairs), default=0.0)
 
-    def _dropped(
-        self, core: CoreFile, scored: Mapping[Unit, _Scored], partly: Mapping[Unit, str]
-    ) -> dict[str, str]:  # fmt: skip
+    def _dropped(self, core: CoreFile, scored: Mapping[Unit, _Scored], partly: Mapping[Unit, str]) -> dict[str, str]:
         """What is core on the source and did not come across, by no component that it serves, with the reason."""
         source, dropped = self.correspondence.source, self.correspondence.dropped
         reached = {unit.place for unit in source.units if unit not in dropped}

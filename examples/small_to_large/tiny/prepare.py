@@ -19,7 +19,12 @@ from examples.small_to_large.tiny.tasks import main as write_tasks
 
 DIRECTIONS = {"llama_to_qwen3": ("llama-small", "qwen3-large"), "qwen3_to_llama": ("qwen3-small", "llama-large")}
 SETS = {"words": WORDS, "dialects": DIALECTS}
-FACTORS = {"words": [0.25, 0.5, 1, 2], "dialects": [0.0625, 0.125, 0.25, 0.5, 1]}  # whose best rates are lower
+TUNING = {  # of the dialects the best rates are lower, but for two methods
+    "words": "factors: [0.25, 0.5, 1, 2]",
+    "dialects": "factors: [0.0625, 0.125, 0.25, 0.5, 1],\n         "
+    "rates: {trace-snr-rows: &more [1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3], trace-snr-parameters: *more}",
+    "refined": "factors: [0.25, 0.5, 1, 2, 4]",
+}
 TASK = "  - {{name: {0}, data: data/{0}.train.jsonl, template: plain, max_examples: 96}}\n"
 EVALUATION = "  - {{name: {0}, kind: loss, data: data/{0}.test.jsonl, template: plain}}\n"
 RUN = Template("""\
@@ -37,7 +42,7 @@ $methods
 draws: 2
 seeds: $seeds
 orders: vary
-tuning: {factors: $factors, seeds: [100, 101]}
+tuning: {$tuning, seeds: [100, 101]}
 $comparisons
 
 identify: {unit: elements, ratio: 0.05, batch_size: 8, micro_batch_size: 8, learning_rate: 1.0e-3, max_length: 128}
@@ -86,7 +91,7 @@ methods:
   - transfer-snr-rows
   - {name: shuffled-snr-rows, like: transfer-snr-rows, map: {match: shuffled},
      title: "Shuffled layer map, then SNR rows"}
-  - {name: random-inside, like: transfer-snr-rows, train: {method: random-within, learning_rate: 1.6e-2},
+  - {name: random-inside, like: transfer-snr-rows, train: {method: random-within, learning_rate: 8.0e-3},
      title: "Transfer-LF, then random rows"}"""
 REFINED_COMPARISONS = """\
 comparisons: # stated beforehand; p is adjusted over them
@@ -101,7 +106,7 @@ def run_file(direction: str, tasks: str, kind: str = "") -> str:
     (source, target), (methods, comparisons, num_seeds) = DIRECTIONS[direction], KINDS[kind]
     return RUN.substitute(
         name=f"{direction}.{tasks}{kind}", source=source, target=target, seeds=list(range(num_seeds)),
-        methods=methods, comparisons=comparisons, factors=FACTORS[tasks],
+        methods=methods, comparisons=comparisons, tuning=TUNING[kind.removeprefix(".") or tasks],
         tasks="".join(TASK.format(name) for name in SETS[tasks]),
         evaluations="".join(EVALUATION.format(name) for name in SETS[tasks]),
     )  # fmt: skip

@@ -22,8 +22,7 @@ The verdict is made where the program cannot reach: its test runs in a second pr
 calls the program's functions by value (see `trial`), so that no test sees an argument changed in place. Unearned passes
 remain, as in the official checker: answers learned by heart, and tests too weak to show what is wrong.
 
-Sources: seccomp(2), linux/filter.h; numbers of calls from asm/unistd_64.h (x86-64) and asm-generic/unistd.h (64-bit
-ARM).
+Sources: seccomp(2), linux/filter.h; numbers of calls from asm/unistd_64.h (x86-64) and asm-generic/unistd.h (ARM64).
 """
 
 from __future__ import annotations
@@ -91,9 +90,7 @@ class Outcome:
 def run_program(source: str, test: str, limits: Limits) -> Outcome:
     """Run a program and its test, both Python source, in two confined processes: it passes if the test runs to its end.
 
-    Raises:
-        IsolationError: the isolation is not to be had here; the program was not run.
-    """
+    An IsolationError if the isolation is not to be had here; the program was not run."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in ARCHITECTURES or sys.maxsize < 1 << 32:
         raise IsolationError(
@@ -361,8 +358,7 @@ def _open_flags(index: int) -> list[Instruction]:
 def program_filter(pid: int, machine: str) -> bytes:
     """The filter as an array of struct sock_filter, for process `pid`, which may signal itself and nobody else.
 
-    A call through another architecture's numbers than those of `machine`, one of `ARCHITECTURES`, kills it.
-    """
+    A call through another architecture's numbers than those of `machine`, one of `ARCHITECTURES`, kills it."""
     column = list(ARCHITECTURES).index(machine)
     rules: dict[str, list[Instruction]] = {name: [ALLOW] for name in ALLOWED} | {
         "open": _open_flags(1),
