@@ -376,14 +376,14 @@ def picture(figure: Figure, paper: str = "white") -> Drawing:
             _colour_bar(drawing, row, (*at(right, top + high), 13 / width, (high - row.heading) / height))
         if len(rows) > 1:
             name = shortened(row.name, int(0.8 * high / CHARACTER))
-            drawing.text(*at(-LEFT, top + high / 2), name, rotation=90, fontsize=11, fontweight="bold", va="center",
-                         ha="center", parse_math=False)  # fmt: skip
+            drawing.text(*at(-LEFT - LINE, top + high / 2), name, rotation=90, fontsize=11, fontweight="bold",
+                         va="center", ha="center", parse_math=False)  # fmt: skip
         top += high + row.below
     room = max(width, LEAST_TEXT)
-    subtitle = wrap(figure.subtitle, int(room / 7), max_lines=2, placeholder=" …")
+    subtitle = wrap(figure.subtitle, int(room * 0.14), max_lines=2, placeholder=" …")
     above = [(line, -24 - LINE * number, 10.0) for number, line in enumerate(reversed(subtitle))]
     for text, down, size in (*above, (figure.note, height + 4, 8.5)):
-        line = shortened(text, int(room / size * 1.4))
+        line = shortened(text, int(room * 1.4 / size))
         drawing.text(*at(width / 2, down), line, fontsize=size, color=MUTED, ha="center", parse_math=False)
     drawing.text(*at(width / 2, -32 - LINE * len(subtitle)), shortened(figure.title, int(room / 13)), fontsize=13,
                  fontweight="bold", ha="center", parse_math=False)  # fmt: skip

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+OLD = "within tensors", "inside"  # what an earlier version called them
 Row = dict[str, str]
 
 
 def rows_of(run: Path, name: str) -> list[Row]:
     (file,) = run.glob(f"[0-9][0-9]-{name}.csv")
     with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+        return list(csv.DictReader(line.replace(*OLD) for line in lines))
 
 
 def flipped(row: Row, column: str, form: str) -> str:
@@ -52,14 +53,16 @@ def comparisons(runs: list[Path]) -> Iterator[str]:
     for pair in found[0]:
         cells = []
         for one in (rows[pair] for rows in found):
-            difference, p = flipped(one, "difference", "+.2f"), float(one["p (Holm)"])
-            cells += [f"**{difference}**" if p < 0.05 else difference, f"{p:.2g}", number(one["smallest found"])]
+            difference, p = flipped(one, "difference", "+.2f"), one["p (Holm)"]
+            bold = "**" * (float(p.strip("< ")) < 0.05)
+            told = p if "<" in p else f"{float(p):.2g}"
+            cells += [f"{bold}{difference}{bold}", told, number(one["smallest found"])]
         yield f"| {' | '.join([pair, *cells])} |"
 
 
 def tables() -> str:
     """All of them, Markdown."""
-    runs = sorted(RESULTS.iterdir())
+    runs = sorted(RESULTS.iterdir(), reverse=True)  # words first
     whole, refined = ([run for run in runs if run.name.endswith("refined") is kind] for kind in (False, True))
     parts = [*map(methods, whole), comparisons(whole), *map(methods, refined)]
     return "\n\n".join("\n".join(part) for part in [*parts, *([comparisons(refined)] if refined else [])]) + "\n"
