@@ -126,8 +126,10 @@ def one_set(case: Case) -> Mask:
     if len(case.cores) < 2 or any(core.chosen is not None for core in case.cores):
         raise MaskError(f"{case.file}: one-set takes scores of tensors or rows, of two tasks or more")
     scores: dict[Any, list[float]] = {}
-    for one in (one for core in case.cores for one in core.parameters if one.score is not None):
-        scores.setdefault(one.place, []).append(one.score)
+    for core in case.cores:
+        for one in core.parameters:
+            if one.score is not None:
+                scores.setdefault(one.place, []).append(one.score)
     entries = [one.model_copy(update={"score": fmean(scores[one.place])}) if one.place in scores else one
                for one in case.cores[0].parameters]  # fmt: skip
     return case.mask([one for one in select(entries, case.core.method.ratio, case.core.method.unit) if one.core])
