@@ -258,7 +258,7 @@ def _embedding(self: Any, ids: Tensor) -> Any:
 
 
 class _LinearInPart(torch.autograd.Function):
-    """x W' + b, of which W has a gradient in some rows or columns alone; they are in W already."""
+    """x W' + b with a gradient for some rows or columns of W alone; their values are in W already."""
 
     @staticmethod
     def forward(
