@@ -36,8 +36,9 @@ IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
     "trace_transfer.figures", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.draw",
     "trace_transfer.transfer.mapping", "trace_transfer.cli.identify", "datasets",
-    "trace_transfer.identification.identifying", "trace_transfer.identification.show", "trace_transfer.cli.map",
-    "trace_transfer.training.streaming", "trace_transfer.training.show",
+    "trace_transfer.identification.identifying", "trace_transfer.identification.show",
+    "trace_transfer.training.streaming", "trace_transfer.training.show", "transformers.optimization", "plotly.offline",
+    "markdown_it", "trace_transfer.families.registry",
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def serve() -> None:
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' loading threads do not survive a fork
     for name in IMPORTED:
         importlib.import_module(name)
+    sys.modules["trace_transfer.families.registry"].load_families()
     sys.modules["torch"].set_num_threads(1)
     with sys.modules["trace_transfer.engine.distributed"].open_ranks():  # imports DeepSpeed, without its noise
         pass

@@ -119,14 +119,16 @@ class Settings(BaseModel):
     @classmethod
     def of(cls, profile: str = "default", **given: Any) -> Self:
         """From single names, as on the command line; what is given stands over the profile."""
-        problems = choice("profile", profile, cls.PROFILES) + unknown_problems(given, cls.names())
+        names = cls.names()
+        problems = choice("profile", profile, cls.PROFILES) + unknown_problems(given, names)
         base = cls.PROFILES.get(profile, {})
-        found: Self = _made(cls, {**base, **{name: given[name] for name in given if name in cls.names()}}, problems)
+        found: Self = _made(cls, {**base, **{name: given[name] for name in given if name in names}}, problems)
         if problems:
             raise SettingsError(problems)
         return found
 
     @classmethod
+    @cache
     def names(cls) -> frozenset[str]:
         """All that `of` takes, beside the profile."""
         return frozenset(one.name for one in singles(cls))

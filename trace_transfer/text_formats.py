@@ -192,10 +192,21 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_consta
 
 def parse_yaml(text: str) -> Any:
     """What a YAML text says, None for an empty one; raises as `parse_json`."""
+    return _read_yaml(text)[1]
+
+
+def compose_yaml(text: str) -> Node | None:
+    """The nodes of a YAML text, which know their lines; None for an empty one. Raises as `parse_yaml`."""
+    return _read_yaml(text)[0]
+
+
+def _read_yaml(text: str) -> tuple[Node | None, Any]:
     import yaml
 
     try:
-        value = _loader()(text).get_single_data()
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        value = None if node is None else loader.construct_document(node)
         _check(value, MAX_NODES)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
@@ -208,13 +219,7 @@ def parse_yaml(text: str) -> Any:
         raise MalformedTextError(_TOO_DEEP) from error
     except ValueError as error:
         raise MalformedTextError(str(error)) from error
-    return value
-
-
-def compose_yaml(text: str) -> Node | None:
-    """The nodes of a YAML text, which know their lines; None for an empty one. Raises as `parse_yaml`."""
-    parse_yaml(text)
-    return _loader()(text).get_single_node()  # type: ignore[no-any-return]
+    return node, value
 
 
 @cache

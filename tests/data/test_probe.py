@@ -14,6 +14,7 @@ from trace_transfer.data.probe import MIN_TEXTS, ProbeSet, RowPlan, load_probe, 
 from trace_transfer.errors import ProbeError
 
 PROSE, CODE = build_tokenizer("prose"), build_tokenizer("code")  # one puts a special token before, one behind
+BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 QUICK = settings(max_examples=40)
 
 # Letters that merge, characters of one to four bytes, whitespace of all kinds, marks that combine.
@@ -39,9 +40,8 @@ def sides(made: RowPlan):
 
 def bytes_read(tokenizer, ids) -> bytes:
     """The exact bytes of some tokens; a token may end in the middle of a character."""
-    table = {character: byte for byte, character in bytes_to_unicode().items()}
     tokens = [token for token in tokenizer.convert_ids_to_tokens(list(ids)) if token != "<s>"]
-    return bytes(table[character] for token in tokens for character in token)
+    return bytes(BYTES[character] for token in tokens for character in token)
 
 
 @settings(QUICK, max_examples=100)

@@ -1,12 +1,11 @@
 """Patches as task vectors, merged by the real mergekit."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
 from tests.patch_files import bits, loaded, make_patch, same_bits, state_of, stored, values
 from tests.tiny_gguf import write_gguf
@@ -38,10 +37,11 @@ def stream(base, tmp_path, masks, save_dtype="stored"):
 
 
 def merge(file, out):
-    """`mergekit-yaml FILE OUT`, as a user runs it."""
-    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(file), str(out), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    """`mergekit-yaml FILE OUT`."""
+    from mergekit.scripts.run_yaml import main
+
+    done = CliRunner().invoke(main, [str(file), str(out), "--quiet"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return stored(out)
 
 

@@ -26,7 +26,7 @@ class Reference:
 
 
 def numbers(tensor: torch.Tensor) -> list[float]:
-    return [float(value) for value in tensor.reshape(-1)]
+    return tensor.reshape(-1).tolist()
 
 
 def difference(base: Tensors, tuned: Tensors, name: str) -> list[float]:

@@ -90,7 +90,7 @@ WAYS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (0, "stopped by SIG
 
 
 @pytest.mark.parametrize(
-    "numbers", [(signal.SIGINT, signal.SIGKILL), pytest.param((signal.SIGTERM,), marks=pytest.mark.slow)]
+    "numbers", [(signal.SIGINT,), pytest.param((signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)]
 )
 def test_stopped_killed_and_finished(tiny, tmp_path, numbers):
     """Each way ends as it should and leaves nobody behind, however long the step would go on; then it goes on."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from trace_transfer.models.tensors import dtype_name, require_finite
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TOGETHER = 2**26  # bytes of tensors that are read at once
 Values = Iterator[tuple[str, Tensor]]  # tensors one at a time
 
 
@@ -69,15 +71,31 @@ class BaseModel(OpenedBase):
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Values:
         model = build_meta_model(copy.deepcopy(self.config), dtype)
-        for name in names:
-            known = tied_names(model, name)  # a tied embedding may have been saved as the head only
-            self.weights.load(model, known.__contains__, torch.device("cpu"), dtype)
-            found = [owner for owner in known if not model.get_parameter(owner).is_meta]
-            if not found:
-                raise ModelError(f"{self.source.name}: the weights lack {name}")
-            yield name, model.get_parameter(found[0]).detach()
-            for owner in known:
-                release(model.get_submodule(owner.rpartition(".")[0]))
+        for some in _groups(model, names):
+            known = {name: tied_names(model, name) for name in some}  # tied, it may have been saved as the head only
+            self.weights.load(model, {*chain(*known.values())}.__contains__, torch.device("cpu"), dtype)
+            values = {}
+            for name, owners in known.items():
+                found = [value for owner in owners if not (value := model.get_parameter(owner).detach()).is_meta]
+                if not found:
+                    raise ModelError(f"{self.source.name}: the weights lack {name}")
+                values[name] = found[0]
+            for module in {owner.rpartition(".")[0] for owner in chain(*known.values())}:
+                release(model.get_submodule(module))
+            yield from values.items()
+
+
+def _groups(model: PreTrainedModel, names: Iterable[str]) -> Iterator[list[str]]:
+    """Tensors that are read together: each reading looks through all of the model's names."""
+    group, size = [], 0
+    for name in names:
+        group.append(name)
+        size += model.get_parameter(name).nbytes
+        if size >= TOGETHER:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:

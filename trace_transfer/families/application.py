@@ -92,15 +92,16 @@ def _tiling_problems(claims: Sequence[_Match], shape: tuple[int, ...]) -> list[s
         ways = " and ".join(f"along {AXES[dim]}" for dim in dims)
         return [f"is cut {ways}: " + " and ".join(claim.who for claim in claims)]
     size = shape[dims[0]]
-    pieces = sorted((start, stop, claim.who) for claim in claims for start, stop in claim.unit.ranges or ())
-    problems, reached, before = [], 0, "its start"
-    for start, stop, who in (*pieces, (size, size, "its end")):
-        if start > reached:
-            problems.append(f"has a gap [{reached}, {start}] between {before} and {who}")
-        elif start < reached:
-            problems.append(f"has an overlap [{start}, {min(reached, stop)}] of {before} and {who}")
+    # Texts are made of what is wrong alone: a large model has hundreds of thousands of pieces.
+    pieces = sorted(((*piece, claim) for claim in claims for piece in claim.unit.ranges or ()), key=lambda one: one[:2])
+    problems, reached, before = [], 0, None
+    for start, stop, claim in (*pieces, (size, size, None)):
+        if start != reached:
+            sides = f"{before.who if before else 'its start'} and {claim.who if claim else 'its end'}"
+            gap, overlap = f"gap [{reached}, {start}] between", f"overlap [{start}, {min(reached, stop)}] of"
+            problems.append(f"has {'a ' + gap if start > reached else 'an ' + overlap} {sides}")
         if stop > reached:
-            reached, before = stop, who
+            reached, before = stop, claim
     return problems[:2]
 
 

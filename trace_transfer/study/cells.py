@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from trace_transfer.identification.settings import IdentifySettings
@@ -30,7 +31,7 @@ class Cell:
     given: Mapping[str, Mapping[str, Any]]
     draw: int = 0  # of a random control, which of the draws of its seed
 
-    @property
+    @cached_property
     def identify(self) -> IdentifySettings:
         return IdentifySettings.of(**self.given["identify"])
 
@@ -39,11 +40,11 @@ class Cell:
         """Of a method that refines, the settings of its second identification, as given."""
         return {**self.given["identify"], **self.method.refine}
 
-    @property
+    @cached_property
     def map(self) -> MapSettings:
         return MapSettings.of(**self.given["map"])
 
-    @property
+    @cached_property
     def train(self) -> StreamSettings:
         return StreamSettings.of(**self.given["train"])
 

@@ -58,7 +58,7 @@ def context() -> Any:
     if shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["trace_transfer.study.kinds", "transformers.modeling_utils", "peft"])  # seconds, each
+    found.set_forkserver_preload(["trace_transfer.study.preloaded"])
     first = found.Process(target=int)  # waits until the libraries are imported, while Ctrl-C can still come
     first.start()
     first.join()

@@ -1,0 +1,12 @@
+"""What the server from which steps are forked has imported and read: seconds that each step would take otherwise."""
+
+import peft  # noqa: F401
+import transformers.modeling_utils  # noqa: F401
+
+import trace_transfer.study.kinds  # noqa: F401
+from trace_transfer.engine.distributed import deepspeed_library, quiet
+from trace_transfer.families.registry import load_families
+
+with quiet():
+    deepspeed_library()
+load_families()
