@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -67,6 +68,7 @@ def model_line(model: ModelIdentity) -> str:
     return f"{model.id} ({model.family}, {model.num_layers} layers)"
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Versions of what made a file."""
     found = {}

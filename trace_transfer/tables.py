@@ -72,9 +72,10 @@ def draw_tables(found: Iterable[Table], page: Page) -> None:
 
 def to_markdown(table: Table) -> Markdown:
     """A table as GitHub reads them, below its title and its note; numbers stand at the right."""
-    rule = ("---:" if _is_number(table, column) else "---" for column in range(len(table.header)))
-    cells = [[escaped(_shown(cell)) for cell in row] for row in table.rows]
-    lines = [[*map(escaped, table.header)], list(rule), *cells]
+    cells = [[_shown(cell) for cell in row] for row in table.rows]
+    numbers = [n > 0 and any(is_number(row[n]) for row in cells) for n in range(len(table.header))]
+    rule = ["---:" if number else "---" for number in numbers]
+    lines = [[*map(escaped, table.header)], rule, *([*map(escaped, row)] for row in cells)]
     caption = " ".join(filter(None, (table.title and table.title.rstrip(".") + ".", table.note)))
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return Markdown(f"{escaped(caption)}\n\n{rows}\n" if caption else f"{rows}\n")
@@ -104,8 +105,3 @@ def _csv_cells(cell: Cell, spread: bool) -> tuple[str, ...]:
 
 def _shown(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell.text  # a str may be Markdown
-
-
-def _is_number(table: Table, column: int) -> bool:
-    """Whether a column holds numbers; the first is of names."""
-    return column > 0 and any(is_number(_shown(row[column])) for row in table.rows)

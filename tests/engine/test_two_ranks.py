@@ -81,9 +81,9 @@ def test_resumed_is_the_same_to_the_bit(results, out, case):
 
 
 def test_evaluated_as_by_one_process(models, out, tmp_path):
-    """Of float32 without ZeRO; the weights differ by what the order of sums rounds."""
+    """Of float32; the weights differ by what the order of sums rounds."""
     alone, _ = run(models["tied"], tmp_path, epochs=2, held_out=HELD_OUT)
-    for one, two in zip(alone.evaluations, read_evaluations(out / "zero0-resumed" / "eval.csv"), strict=True):
+    for one, two in zip(alone.evaluations, read_evaluations(out / "zero3-resumed" / "eval.csv"), strict=True):
         assert (one.step, one.supervised) == (two.step, two.supervised)
         assert one.losses == pytest.approx(two.losses, rel=1e-5)
 

@@ -17,7 +17,7 @@ from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.importing import write_authors_list
 from trace_transfer.core_sets.trainer_settings import CoreSet, ExportError
 from trace_transfer.errors import ArtefactError, ModelError, UserError
-from trace_transfer.models.sources import AXES, Inventory, ModelSource, Ranges, load_config, load_inventory
+from trace_transfer.models.sources import AXES, Inventory, ModelSource, load_config, load_inventory
 from trace_transfer.progress import quiet_libraries
 from trace_transfer.records import ModelIdentity, read_artefact
 
@@ -71,16 +71,13 @@ def write_csv(core: CoreSet) -> str:
     table.writerow(COLUMNS)
     for file in core.cores:
         for rank, entry in enumerate(file.parameters, 1):
+            ranges = (" ".join(f"{start}:{stop}" for start, stop in place or ()) for place in entry.place[1:])
             table.writerow([
-                file.task, rank if entry.score is not None else None, entry.name, *map(_ranges, entry.place[1:]),
+                file.task, rank if entry.score is not None else None, entry.name, *ranges,
                 "x".join(map(str, entry.shape)), entry.num_elements, entry.component, entry.layer, entry.score,
                 int(entry.core),
             ])  # fmt: skip
     return text.getvalue()
-
-
-def _ranges(ranges: Ranges | None) -> str:
-    return " ".join(f"{start}:{stop}" for start, stop in ranges or ())
 
 
 class Format(NamedTuple):

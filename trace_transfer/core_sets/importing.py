@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +143,8 @@ def import_patterns(
             what = _what(opened.anatomy, name, rows)
             chosen.append(CoreTensor(name=name, shape=shape, rows=rows, score=1.0, core=True, **what))
         if rows or not mask.trains(name):
-            others = rows and _others(rows, shape[0])
+            bounds = [0, *(bound for one in rows or () for bound in one), shape[0]]
+            others = rows and tuple(one for one in pairwise(bounds) if one not in rows and one[0] < one[1])
             left.append(CoreTensor(name=name, shape=shape, rows=others, **_what(opened.anatomy, name, others)))
     share = mask.numel(shapes) / opened.anatomy.inventory.num_elements if mask.sliced else len(chosen) / len(shapes)
     unit = "rows" if mask.sliced else "tensors"
@@ -166,9 +168,3 @@ def _what(anatomy: Anatomy, name: str, rows: Ranges | None) -> dict[str, Any]:
     ]
     component = "+".join(dict.fromkeys(unit.component for unit in units)) or EXCLUDED
     return {"component": component, "layer": units[0].layer if units else None}
-
-
-def _others(ranges: Ranges, size: int) -> Ranges:
-    bounds = [0, *(bound for one in ranges for bound in one), size]
-    pairs = zip(bounds[::2], bounds[1::2], strict=True)
-    return tuple((start, stop) for start, stop in pairs if start < stop)

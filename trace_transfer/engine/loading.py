@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import accumulate, chain, groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -71,8 +71,11 @@ class BaseModel(OpenedBase):
 
     def values(self, names: Iterable[str], dtype: torch.dtype) -> Values:
         model = build_meta_model(copy.deepcopy(self.config), dtype)
-        for some in _groups(model, names):
-            known = {name: tied_names(model, name) for name in some}  # tied, it may have been saved as the head only
+        names = list(names)
+        ends = accumulate(model.get_parameter(name).nbytes for name in names)
+        # Several at a time: each reading looks through all of the model's names.
+        for _, group in groupby(zip(names, ends, strict=True), lambda one: one[1] // TOGETHER):
+            known = {name: tied_names(model, name) for name, _ in group}  # a tied one may be saved as the head only
             self.weights.load(model, {*chain(*known.values())}.__contains__, torch.device("cpu"), dtype)
             values = {}
             for name, owners in known.items():
@@ -83,19 +86,6 @@ class BaseModel(OpenedBase):
             for module in {owner.rpartition(".")[0] for owner in chain(*known.values())}:
                 release(model.get_submodule(module))
             yield from values.items()
-
-
-def _groups(model: PreTrainedModel, names: Iterable[str]) -> Iterator[list[str]]:
-    """Tensors that are read together: each reading looks through all of the model's names."""
-    group, size = [], 0
-    for name in names:
-        group.append(name)
-        size += model.get_parameter(name).nbytes
-        if size >= TOGETHER:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:

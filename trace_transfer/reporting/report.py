@@ -66,13 +66,16 @@ def write_pages(run: FinishedRun, summary: Summary, target: Path) -> tuple[Path,
     to_run = Path(os.path.relpath(run.directory, target.resolve())).as_posix()
     to_run = "" if to_run == "." else f"{to_run}/"
     matches = [first for first, *_ in grouped((one.match.policy, one) for one in run.matches).values()]
+    names = run.name_of("source"), run.name_of("target")
+    titled = ((one, match_title(one.match.policy)) for one in matches)
+    rows = [match_figure.row(one.similarity, one.match.pairs, one.match, names, title) for one, title in titled]
     cores = _first_cores(run)
     importance = _importance(run, cores)
     drawn: dict[str, list[Plot]] = {
         "plot-front": plots.front(summary),
         "plot-curves": plots.curves(summary),
         **{place(f"plot-sweep-{one.axis}"): plots.sweep(summary, one) for one in summary.sweeps},
-        "plot-layers": [_match_plot(run, one) for one in matches],
+        "plot-layers": [drawing.plot(row) for row in rows],
         "plot-importance": importance,
     }  # fmt: skip
     shown = {name: found for name, found in drawn.items() if found}
@@ -116,12 +119,6 @@ def _shades(summary: Summary) -> dict[str, Shades]:
 def match_title(policy: str) -> str:
     """`policy coverage`, in words where the policy is a control."""
     return MATCHES.get(policy, f"policy {policy}")
-
-
-def _match_plot(run: FinishedRun, found: MatchFound) -> Plot:
-    names = run.name_of("source"), run.name_of("target")
-    title = match_title(found.match.policy)
-    return drawing.plot(match_figure.row(found.similarity, found.match.pairs, found.match, names, title))
 
 
 def _layers(found: Sequence[MatchFound]) -> Table:

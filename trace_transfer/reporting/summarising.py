@@ -78,7 +78,13 @@ def _by_method(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
 def _methods(run: FinishedRun, by_method: Mapping[str, list[FinishedCell]]) -> tuple[records.MethodSummary, ...]:
     """All methods at one setting; differences are to the reference at the same setting, if it has cells there."""
     measures = {name: _measures(run, cells) for name, cells in by_method.items()}
-    finals = {name: _finals(run, cells) for name, cells in by_method.items()}
+    finals = {
+        name: {
+            score.name: by_seed((cell.record.seed, float(cell.values_SE[-1, column])) for cell in cells)
+            for column, score in enumerate(run.evaluations)
+        }
+        for name, cells in by_method.items()
+    }
     better = {one.name: one.higher_is_better for one, _ in MEASURES}
     better |= {one.name: one.higher_is_better for one in run.evaluations}
     differences = _differences(measures, run.record.reference, better)
@@ -126,13 +132,6 @@ def _measures(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
         if values:
             found[measure.name] = by_seed(values)
     return found
-
-
-def _finals(run: FinishedRun, cells: list[FinishedCell]) -> dict[str, Values]:
-    return {
-        score.name: by_seed((cell.record.seed, float(cell.values_SE[-1, column])) for cell in cells)
-        for column, score in enumerate(run.evaluations)
-    }
 
 
 def _costs(cells: list[FinishedCell]) -> dict[str, records.Interval]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +55,10 @@ def read_status(graph: RunGraph, out: Path, *, rebuild: bool = False) -> tuple[S
         if record is not None and (problems := changes(directory, record)):
             changed += [f"{step.directory}/{problem}" for problem in problems]
             record, reason = None, f"changed by hand: {', '.join(problems[:SHOWN])}"
-        if record is None:
-            reason = reason or _why(step, past.get(step.kind, ()))
+        if record is None and not reason:
+            others = (differences(other, step) for other in past.get(step.kind, ()))
+            nearest = min(others, key=len, default=["not run yet"])
+            reason = "; ".join([*nearest[:SHOWN], *([f"{len(nearest) - SHOWN} more"] * (len(nearest) > SHOWN))])
         found[step.address] = StepStatus(step, record, reason, was_finished and record is None)
     if changed and not rebuild:
         raise UserError(
@@ -140,11 +142,6 @@ def _past(graph: RunGraph, out: Path) -> dict[str, list[StepFile]]:
             if record.address not in now:
                 found.setdefault(record.kind, []).append(record)
     return found
-
-
-def _why(step: Step, past: Sequence[StepFile]) -> str:
-    nearest = min((differences(record, step) for record in past), key=len, default=["not run yet"])
-    return "; ".join(nearest[:SHOWN]) + (f"; {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else "")
 
 
 def differences(record: StepFile, step: Step) -> list[str]:

@@ -5,11 +5,13 @@ Reads: the Gram matrices of both models. Gives: what `layer_match.json` and `sim
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from trace_transfer.core_sets.overlap import jaccard
 from trace_transfer.errors import ProbeError
 from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
 from trace_transfer.transfer.probing import Grams
@@ -65,14 +67,10 @@ def match_layers(
         chosen_by="target" if by_target else "source", pairs=found,
         unmatched_sources=unmatched[0], unmatched_targets=unmatched[1],
         degenerate_sources=flat[0], degenerate_targets=flat[1], stability=stability, depth=depth,
-        policy_agreement={name: _overlap(pairs, other(matrix_ST)) for name, other in others.items()},
+        policy_agreement={name: jaccard(Counter(pairs), Counter(other(matrix_ST))) for name, other in others.items()},
         warnings=tuple(_warnings(max(source.sizes), found, depth, policy, flat)), **about,
     )  # fmt: skip
     return match, matrix_ST
-
-
-def _overlap(one: Pairs, other: Pairs) -> float:
-    return len(set(one) & set(other)) / len(set(one) | set(other))
 
 
 def split_half_stability(

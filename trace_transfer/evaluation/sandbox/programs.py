@@ -345,14 +345,9 @@ def _open_flags(index: int) -> list[Instruction]:
     """Allow what Landlock judges as it should: its first two versions (Linux before 6.2) let a file that may only be
     read, or that is opened with access mode 3 (neither reading nor writing), be truncated while it is opened."""
     return [
-        (LOAD, 0, 0, _argument(index)),
-        (AND, 0, 0, O_TRUNC | O_ACCMODE),
-        (EQUAL, 2, 0, O_TRUNC | O_RDONLY),
-        (EQUAL, 1, 0, O_TRUNC | O_ACCMODE),
-        (EQUAL, 0, 1, O_ACCMODE),
-        DENY,
-        ALLOW,
-    ]
+        (LOAD, 0, 0, _argument(index)), (AND, 0, 0, O_TRUNC | O_ACCMODE), (EQUAL, 2, 0, O_TRUNC | O_RDONLY),
+        (EQUAL, 1, 0, O_TRUNC | O_ACCMODE), (EQUAL, 0, 1, O_ACCMODE), DENY, ALLOW,
+    ]  # fmt: skip
 
 
 def program_filter(pid: int, machine: str) -> bytes:
