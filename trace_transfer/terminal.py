@@ -98,7 +98,8 @@ class Page:
         Columns that do not fit beside each other make tables below each other, each with the first column."""
         if title:
             self.line(title, "bold")
-        cells = [[self.text(_told(cell)).plain for cell in row] for row in (headings, *rows)]
+        texts = (["-" if one is None else one if isinstance(one, str) else f"{one:,}" for one in row] for row in rows)
+        cells = [[self.text(one).plain for one in row] for row in (headings, *texts)]
         columns = [_Column(*column) for column in zip(*cells, strict=True)]
         columns[0].right = all(map(is_number, columns[0].cells))
         narrow = sum(column.wanted + GAP for column in columns) - GAP > self.width
@@ -138,7 +139,3 @@ class _Column:
         body = [piece for cell in self.cells for piece in (cell.split("\n") if self.right else cell.split())]
         longest = max(map(cell_len, (*self.heading.split(), *body)), default=1)
         return longest if self.right else min(longest, LONGEST_WORD)
-
-
-def _told(cell: Shown) -> str:
-    return "-" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"

@@ -31,8 +31,8 @@ _TAG = "tag:yaml.org,2002:"
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 _TOO_MANY = f"its aliases, written out, are more than {MAX_NODES:,} entries"
 _KINDS = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
-# In JSON: an escape, many digits, a large exponent. Only then all values are looked at.
-_SUSPICIOUS = re.compile(r"\\u|(?:^|[\s:\[,])-?[0-9](?:[0-9]{18}|[0-9.]*[eE]\+?[0-9]{3})")
+# In JSON: many digits, a large exponent. Only then, and where there is an escape, all values are looked at.
+_LARGE = re.compile(r"[\s:\[,]-?[0-9](?:[0-9]{18}|[0-9.]*[eE]\+?[0-9]{3})")
 _EXPONENT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+\Z")  # a number that YAML 1.1 lacks
 
 
@@ -148,7 +148,7 @@ def parse_json(text: str) -> Any:
         raise MalformedTextError("it is empty", 1)
     try:
         value = _DECODER.decode(text)
-        if _SUSPICIOUS.search(text):
+        if "\\u" in text or not isinstance(value, (dict, list)) or _LARGE.search(text):
             _check(value)
     except json.JSONDecodeError as error:
         comma = error.msg.startswith(("Expecting property name", "Illegal trailing comma"))

@@ -7,6 +7,7 @@ everything that is missing or wrong is told at once. Cells that are not finished
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,12 @@ def read_run(directory: str | Path) -> FinishedRun:
             "leaves"
         )
     reader = _Reader(directory, read_artefact(directory / RUN, RunFile))
-    reader.read()
+    searches = gc.isenabled()
+    gc.disable()  # what is read is no garbage: of hundreds of core files half the time went into the search for some
+    try:
+        reader.read()
+    finally:
+        (gc.enable if searches else gc.disable)()
     if reader.problems:
         raise ArtefactError(
             f"{directory}: {several(len(reader.problems), 'problem')}; run it again to make what is missing or was "

@@ -1,7 +1,6 @@
 """What the server from which steps are forked has imported and read: seconds that each step would take otherwise."""
 
-import peft  # noqa: F401
-import transformers.modeling_utils  # noqa: F401
+import transformers.optimization  # noqa: F401 (with peft and the models)
 
 import trace_transfer.study.kinds  # noqa: F401
 from trace_transfer.engine.distributed import deepspeed_library, quiet
