@@ -62,7 +62,7 @@ def comparisons(runs: list[Path]) -> Iterator[str]:
 
 def tables() -> str:
     """All of them, Markdown."""
-    runs = sorted(RESULTS.iterdir(), reverse=True)  # words first
+    runs = sorted(RESULTS.iterdir(), key=lambda run: (run.name.partition(".")[0], "dialects" in run.name))
     whole, refined = ([run for run in runs if run.name.endswith("refined") is kind] for kind in (False, True))
     parts = [*map(methods, whole), comparisons(whole), *map(methods, refined)]
     return "\n\n".join("\n".join(part) for part in [*parts, *([comparisons(refined)] if refined else [])]) + "\n"
