@@ -36,9 +36,8 @@ IMPORTED = (
     "torch", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3", "plotly.io",
     "trace_transfer.figures", "rich.progress", "trace_transfer.cli.map", "trace_transfer.transfer.draw",
     "trace_transfer.transfer.mapping", "trace_transfer.cli.identify", "datasets",
-    "trace_transfer.identification.identifying", "trace_transfer.identification.show",
+    "trace_transfer.identification.identifying", "trace_transfer.identification.show", "markdown_it",
     "trace_transfer.training.streaming", "trace_transfer.training.show", "transformers.optimization", "plotly.offline",
-    "markdown_it", "trace_transfer.families.registry",
 )  # fmt: skip
 
 

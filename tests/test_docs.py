@@ -103,9 +103,8 @@ def workspace(tiny, tmp_path_factory):
 
 @pytest.fixture
 def here(workspace, tmp_path, monkeypatch, request):
-    """A workspace: a command's own if it writes there, the page's otherwise."""
     page, command = (request.node.callspec.params.get(name) for name in ("page", "command"))
-    alone = command is not None and how(command) == "done"
+    alone = command is not None and how(command) == "done"  # it writes there
     place = tmp_path / "here" if alone else workspace.with_name((page or command.page).stem)
     monkeypatch.chdir(place if place.is_dir() else copy_workspace(workspace, place))
     return Path.cwd()
