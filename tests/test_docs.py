@@ -104,8 +104,8 @@ def workspace(tiny, tmp_path_factory):
 @pytest.fixture
 def here(workspace, tmp_path, monkeypatch, request):
     page, command = (request.node.callspec.params.get(name) for name in ("page", "command"))
-    alone = command is not None and how(command) == "done"  # it writes there
-    place = tmp_path / "here" if alone else workspace.with_name((page or command.page).stem)
+    own = command and how(command) == "done"
+    place = tmp_path / "here" if own else workspace.with_name((page or command.page).stem)
     monkeypatch.chdir(place if place.is_dir() else copy_workspace(workspace, place))
     return Path.cwd()
 
