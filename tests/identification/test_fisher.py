@@ -22,7 +22,7 @@ from trace_transfer.identification.fisher import TRIAL_TOKENS, fisher_informatio
 EXAMPLES = draw_examples(7)
 SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family not in REPRESENTATIVES]
 OF_EXPERTS = r"\.(experts|router|gate)\.|sinks"
-OTHERS = {"opt": "embed_positions", "cohere": "[qk]_norm", "apertus": r"\.act_fn\."}  # a table called with a mask, …
+OTHERS = {"opt": "embed_positions", "cohere": "[qk]_norm", "apertus": r"\.act_fn\."}  # no forms for these
 TOLERANCE = 1e-6  # norms of transformers compute in float32, also in float64 models
 
 

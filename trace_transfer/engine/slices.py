@@ -279,7 +279,7 @@ class _LinearInPart(torch.autograd.Function):
 
 
 class _EmbeddingInPart(torch.autograd.Function):
-    """Rows of W, of which some have a gradient; their values are in W already. The row `padding` never has one."""
+    """Looks up rows of W, which holds the trained values; some have a gradient, the row `padding` never has one."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, values: Tensor, index: Tensor, padding: int | None) -> Tensor:
