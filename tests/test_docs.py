@@ -310,7 +310,7 @@ def test_the_tutorial(tmp_path, monkeypatch):
     assert len(said) == 12
     shown = [block.text for block in blocks(page) if block.language == "text"]
     # What does not change from machine to machine.
-    for line in ("core: 21 of 50 tensors (42.00%), 42,624 of 853,632 elements (4.99%)", "no frozen tensor moved"):
+    for line in ("core: 21 of 50 tensors (42.00%), 42,624 of 853,632 parameters (4.99%)", "no frozen tensor moved"):
         assert any(line in text for text in shown) and any(line in text for text in said), line
     first, second, third = (
         float(re.search(r"^sums .*token-accuracy +([0-9.]+)", text, re.MULTILINE)[1])

@@ -66,7 +66,7 @@ def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):
     said = done(
         "train", base, "--stream", tmp_path / "stream.yaml", "--zero", 0, *TRAINING, "--out", tmp_path / "trained"
     )
-    assert re.search(r"elements were frozen, and each is bit-identical", said.output)
+    assert re.search(r"parameters were frozen, and each is bit-identical", said.output)
     before, after = loaded(base), loaded(tmp_path / "trained" / "model")
     experts = [(name, expert) for name in before if ".experts." in name for expert in range(len(before[name]))]
     moved = {(name, expert) for name, expert in experts if not torch.equal(before[name][expert], after[name][expert])}

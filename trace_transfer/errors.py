@@ -57,6 +57,11 @@ def listing(problems: Sequence[str], indent: str = "  - ") -> str:
     return "\n".join(lines)
 
 
+def few(items: Sequence[object], most: int = 3) -> str:
+    """The first of them in a line, and their number if there are more: `a, b, c, … (7)`."""
+    return ", ".join(map(str, items[:most])) + f", … ({len(items)})" * (len(items) > most)
+
+
 def together(heading: str, problems: Sequence[str]) -> str:
     """Several problems below a heading; one alone speaks for itself."""
     return problems[0] if len(problems) == 1 else f"{heading}:\n{listing(problems)}"

@@ -27,13 +27,13 @@ def test_the_text_goes_to_stdout_and_the_summary_to_stderr(core):
         assert done.exit_code == 0, done.output
         listed = yaml.safe_load(done.stdout)["unfrozen_parameters"]
         assert {pattern[1:-1] for pattern in listed} == names(core)
-        assert done.stderr == "math for axolotl: 3 of 39 tensors, 17.0368% of the elements\n"
+        assert done.stderr == "math for axolotl: 3 of 39 tensors, 17.0368% of the parameters\n"
 
 
 def test_into_a_file(core, tmp_path):
     out = tmp_path / "new" / "math.txt"
     done = run("export", core, "--to", "regex", "--out", out)
-    assert done.stdout == f"math for regex: 3 of 39 tensors, 17.0368% of the elements\nwritten: {out}\n"
+    assert done.stdout == f"math for regex: 3 of 39 tensors, 17.0368% of the parameters\nwritten: {out}\n"
     assert (done.stderr, out.read_text()) == ("", run("export", core, "--to", "regex").stdout)
 
 

@@ -111,7 +111,7 @@ def test_safetensors(tmp_path: Path) -> None:
     tensors = {"a.weight": np.zeros((3, 4), np.float32), "scale": np.zeros((), np.int64)}
     save_file(tensors, path, {"format": "trace-transfer/patch", "note": "[b]x[/b]"})
     lines = shown(path)
-    assert lines[0] == f"some.safetensors: 2 tensors, 13 elements, {path.stat().st_size} bytes"
+    assert lines[0] == f"some.safetensors: 2 tensors, 13 parameters, {path.stat().st_size} bytes"
     assert lines[1:3] == ["format: trace-transfer/patch", "note: [b]x[/b]"]
     assert "a.weight F32 3 x 4" in lines and "scale I64 scalar" in lines
 

@@ -62,7 +62,7 @@ def test_explain_piped_breaks_no_line():
     lines = [line.split() for line in shown.splitlines()]
     assert ["self_attn.q_proj.bias", "qwen3.yaml:7", "→", "qwen2.yaml:7", "(expand)"] in lines
     assert ["self_attn.q_norm.weight", "attention.query", "of", "qwen2", "has", "no", "'norm'"] in lines
-    assert "579 tensors: 579 reached, 0 unreached; 14,770,033,664 of 14,770,033,664 elements reached" in shown
+    assert "579 tensors: 579 reached, 0 unreached; 14,770,033,664 of 14,770,033,664 parameters reached" in shown
     assert "unreached: no source" not in shown
 
 

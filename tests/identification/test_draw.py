@@ -116,7 +116,7 @@ def test_a_cell_of_many_rows_shows_their_mean_and_core_share():
     assert (key.score, key.mark) == (4.5, 1.0)
     assert query.rank == pytest.approx((0 + 1 / 5 + 2 / 5 + 3 / 5) / 4)
     assert query.lines[:3] == (
-        "4 parts, mean score 1.5, 25.0% of the elements core", f"{name} [rows 12:16]",
+        "4 parts, mean score 1.5, 25.0% of the parameters core", f"{name} [rows 12:16]",
         "score 3, rank 3 of 6, not core",
     )  # fmt: skip
 

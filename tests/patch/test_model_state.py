@@ -153,7 +153,7 @@ def test_one_bit_beside_what_a_patch_begins_with(copy_of, tmp_path, monkeypatch)
     tensors = load_file(file)
     tensors[name].view(torch.int32)[8, -1] ^= 1
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(StateError, match=rf"1 of its 1 tensors differ:\n  - {name}: 1 of 240 elements\n"):
+    with pytest.raises(StateError, match=rf"1 of its 1 tensors differ:\n  - {name}: 1 of 240 parameters\n"):
         state_of(base, patch).check(Silent())
     tensors[name].view(torch.int32)[8, -1] ^= 1
     tensors[name][5:7] += 1  # rows that are not the patch's

@@ -102,7 +102,7 @@ def test_any_bit_of_any_frozen_element(tiny, tmp_path_factory, data):
     (place / "config.json").write_bytes((base / "config.json").read_bytes())
     found = result(base, place, {other: None for other in state.shapes if other != name})
     assert [(p.name, p.frozen_moved) for p in found.broken] == [(name, 1)]
-    with pytest.raises(FrozenMovedError, match=rf"1 tensors moved .*:\n  - {name}: 1 of .* frozen elements$"):
+    with pytest.raises(FrozenMovedError, match=rf"1 tensors moved .*:\n  - {name}: 1 of .* frozen parameters$"):
         require_frozen(found)
 
 
@@ -132,7 +132,7 @@ def test_rows_beside_the_trained_ones(tiny, copy_of, dim, monkeypatch):
     (broken,) = result(base, tuned, {UP: part}).broken
     assert broken.frozen_moved == 4 and broken.core_moved == 4
     assert (broken.moved_columns if dim else broken.moved_rows) == ((1, 2), (5, 7), (30, 31))
-    assert broken.told.endswith(f" frozen elements, in {('rows', 'columns')[dim]} 1, 5-6, 30")
+    assert broken.told.endswith(f" frozen parameters, in {('rows', 'columns')[dim]} 1, 5-6, 30")
 
 
 def test_other_types_are_compared_by_value(tiny, tmp_path):

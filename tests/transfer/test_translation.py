@@ -85,7 +85,7 @@ def test_rows_that_are_only_part_of_a_component_do_not_come_across_and_are_told(
     result = carried(core, phi, llama)
     assert set(core_of(result)) == {"model.layers.0.self_attn.q_proj.weight"}
     (reason,) = [why for dropped, why in result.dropped.items() if "[32:48]" in dropped]
-    assert "only 50% of its elements are core" in reason
+    assert "only 50% of its parameters are core" in reason
 
 
 def test_what_has_no_counterpart_is_dropped_with_the_reason(llama):
@@ -159,7 +159,7 @@ def test_some_experts_are_not_carried_and_are_told():
     norm = {"name": "model.norm.weight"}
     some = carried(listed(qwen, [norm, *every[:2], every[4]], "rows"), qwen, mixtral)
     assert set(core_of(some)) == {"model.norm.weight"}
-    reason = "only 50% of its elements are core, and experts do not correspond from one model to another"
+    reason = "only 50% of its parameters are core, and experts do not correspond from one model to another"
     assert some.dropped == {f"{EXPERTS}[:, 0:20]": reason, f"{EXPERTS}[:, 20:40]": reason}
     whole = carried(listed(qwen, every, "rows"), qwen, mixtral)
     assert [(p.name, p.columns) for p in whole.core.core] == [(EXPERTS, ((0, 80),)), (EXPERTS, ((80, 160),))]

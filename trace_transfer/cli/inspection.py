@@ -126,7 +126,7 @@ def _draw_core(page: Page, core: CoreFile) -> None:
     counted = "parts of tensors" if method.unit == "rows" else "tensors"
     page.line(
         f"core: {len(chosen):,} of {len(core.parameters):,} {counted} ({core.ratio_of_tensors:.2%}), "
-        f"{sum(one.num_core for one in chosen):,} of {sum(one.num_elements for one in core.parameters):,} elements "
+        f"{sum(one.num_core for one in chosen):,} of {sum(one.num_elements for one in core.parameters):,} parameters "
         f"({core.ratio_of_elements:.2%})"
     )
     if len(scored) < len(core.parameters):
@@ -221,7 +221,7 @@ def _draw_tensors(page: Page, path: Path) -> None:
     tensors = stored_tensors(path)
     rows = [(name, one.dtype, " x ".join(map(str, one.shape)) or "scalar") for name, one in tensors.items()]
     elements = sum(math.prod(one.shape) for one in tensors.values())
-    page.line(f"{path.name}: {len(rows):,} tensors, {elements:,} elements, {path.stat().st_size:,} bytes", "bold")
+    page.line(f"{path.name}: {len(rows):,} tensors, {elements:,} parameters, {path.stat().st_size:,} bytes", "bold")
     page.lines(f"{name}: {value}".replace("\n", " ") for name, value in sorted(metadata.items()))
     page.line()
     page.table(("tensor", "dtype", "shape"), rows)

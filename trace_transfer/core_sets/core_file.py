@@ -185,7 +185,7 @@ class CoreFile(Strict):
         counted = "entries" if self.method.unit == "rows" else "tensors"
         return (
             f"<CoreFile {self.task}: {len(self.core)} of {len(self.parameters)} {counted} core, "
-            f"{self.ratio_of_elements:.2%} of the elements, of {self.model.id}>"
+            f"{self.ratio_of_elements:.2%} of the parameters, of {self.model.id}>"
         )
 
     __str__ = __repr__

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trace_transfer.errors import ArtefactError, UserError, first_line, listing
+from trace_transfer.errors import ArtefactError, UserError, few, first_line, listing
 from trace_transfer.files import sha256_text
 from trace_transfer.models.sources import AXES, Ranges, numel
 
@@ -57,8 +57,7 @@ class Slice:
         return [index - start for a, b in self.ranges for index in range(max(a, start), min(b, stop))]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{a}-{b - 1}" for a, b in self.ranges[:5])
-        return f"{AXES[self.dim]} {shown}" + (f" and {len(self.ranges) - 5} ranges more" if self.ranges[5:] else "")
+        return f"{AXES[self.dim]} {few([f'{a}-{b - 1}' for a, b in self.ranges], 5)}"
 
 
 @dataclass(frozen=True, eq=False)

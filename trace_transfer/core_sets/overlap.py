@@ -81,7 +81,7 @@ def render_core_sets(page: Page, cores: Sequence[CoreFile], warnings: Sequence[s
          core.core[0].name if core.core else "none")
         for core in cores
     ]  # fmt: skip
-    headings = ("task", *["method"] * several, counted, "elements", "best")
+    headings = ("task", *["method"] * several, counted, "parameters", "best")
     page.table(headings, rows, f"core sets ({', '.join(methods)})")
     shared = [
         (f"{one.task}, {other.task}", *(f"{share:.2f}" for share in jaccard_of_cores(one, other)))
@@ -90,6 +90,6 @@ def render_core_sets(page: Page, cores: Sequence[CoreFile], warnings: Sequence[s
     ]
     if shared:
         page.line()
-        page.table(("tasks", counted, "elements"), shared, "in common (Jaccard)")
+        page.table(("tasks", counted, "parameters"), shared, "in common (Jaccard)")
     page.lines(f"! {warning}" for warning in warnings)
     page.written(files)

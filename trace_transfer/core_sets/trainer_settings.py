@@ -102,7 +102,7 @@ class CoreSet:
         parts = f" (of {len(self.mask.sliced)} a part)" if self.mask.sliced else ""
         return (
             f"{len(self.names)} of {len(self.shapes)} tensors{parts}, "
-            f"{self.mask.numel(self.shapes) / total:.4%} of the elements"
+            f"{self.mask.numel(self.shapes) / total:.4%} of the parameters"
         )
 
     def header(self, trainer: str, *more: str) -> str:

@@ -164,19 +164,14 @@ class Run:
     ) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from; the number of ranks may differ."""
         return {
-            "task": self.data.task,
-            "data_sha256": self.data.sha256,
-            "settings": {**self.settings.recorded(), "precision": precision},
-            "num_steps": self.plan.num_steps,
-            "model": start.identity,
+            "task": self.data.task, "data_sha256": self.data.sha256, "num_steps": self.plan.num_steps,
+            "settings": {**self.settings.recorded(), "precision": precision}, "model": start.identity,
             "trained": {
-                "num_parameters": len(mask.parts),
-                "num_slices": len(mask.sliced),
-                "num_elements": mask.numel(shapes),
-                "sha256": mask.sha256,
+                "num_parameters": len(mask.parts), "num_slices": len(mask.sliced),
+                "num_elements": mask.numel(shapes), "sha256": mask.sha256,
             },
             **({"held_out": self.held_out.identity()} if self.held_out.tasks else {}),
-        }
+        }  # fmt: skip
 
     @property
     def kept(self) -> int | None:

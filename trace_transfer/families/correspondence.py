@@ -203,7 +203,7 @@ def totals(correspondence: Correspondence) -> list[str]:
         lines.append(
             f"{what}: {anatomy.family}, {anatomy.num_layers} layers, {num} tensors{parts}: "
             f"{len(done)} {verb}, {len(sizes) - len(done)} {fail}{excluded}; "
-            f"{elements:,} of {total:,} elements {verb} ({elements / total:.2%})"
+            f"{elements:,} of {total:,} parameters {verb} ({elements / total:.2%})"
         )
     return lines
 

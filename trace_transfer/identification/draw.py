@@ -16,7 +16,7 @@ import numpy as np
 
 from trace_transfer import figures
 from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
-from trace_transfer.errors import UserError, listing
+from trace_transfer.errors import UserError, few, listing
 from trace_transfer.families.language import default_role
 from trace_transfer.figures import Axis, Cells, Marks, Panel, tick_step
 from trace_transfer.pages import escaped
@@ -171,8 +171,7 @@ def _method(core: CoreFile) -> str:
 def _note(cores: Sequence[CoreFile]) -> str:
     found = [one for core in cores for one in core.parameters if not any(_places(one, core.model.num_layers))]
     names = list(dict.fromkeys(one.name for one in found))
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return f"Not drawn, being of no known component: {len(names):,} ({shown})" if names else ""
+    return f"Not drawn, being of no known component: {len(names):,} ({few(names, 4)})" if names else ""
 
 
 def _places(tensor: CoreTensor, num_layers: int) -> Iterator[tuple[int | None, Column]]:
@@ -210,7 +209,7 @@ def _cell(tensors: Sequence[Ranked], num_ranked: int) -> Cell:
     lines = []
     if len(principals) > 1:
         mean = "no score" if score is None else f"mean score {score:.4g}"
-        lines.append(f"{len(principals):,} parts, {mean}, {share:.1%} of the elements core")
+        lines.append(f"{len(principals):,} parts, {mean}, {share:.1%} of the parameters core")
     shown = [*weights, *biases]
     for tensor, rank in shown[:NUM_DESCRIBED]:
         lines += [tensor.label, _described(tensor, rank, num_ranked)]

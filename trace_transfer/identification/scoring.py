@@ -19,7 +19,7 @@ from trace_transfer.core_sets.core_file import CoreFile, CoreTensor
 from trace_transfer.core_sets.masks import Chosen, Mask, Slice
 from trace_transfer.core_sets.overlap import jaccard_by_chance, reproducibility
 from trace_transfer.core_sets.selection import entries_of, select
-from trace_transfer.errors import ArtefactError, UserError, listing
+from trace_transfer.errors import ArtefactError, UserError, few, listing
 from trace_transfer.families.anatomy import Split
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.families.model_handle import OpenModel
@@ -271,7 +271,7 @@ def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreS
                 "were rounded away, and scores with them. Save fine-tuned models in float32"
             )
         if still:
-            found.append(f"{tuned.label}: did not move at all: {_first_few(still)}")
+            found.append(f"{tuned.label}: did not move at all: {few(still)}")
     small = [core for core in cores if core.core and core.ratio_of_elements < SMALL_SHARE * settings.ratio]
     if small:
         shown = ", ".join(f"{core.task} {core.ratio_of_elements:.2%}" for core in small)
@@ -290,10 +290,6 @@ def warnings_of(inputs: ScoreInputs, cores: Sequence[CoreFile], settings: ScoreS
     if inputs.fallback:
         found.append(
             f"Fisher information of {len(inputs.fallback)} tensors was taken one example at a time, for want of a "
-            f"batched form: {_first_few(inputs.fallback)}"
+            f"batched form: {few(inputs.fallback)}"
         )
     return found
-
-
-def _first_few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")

@@ -177,7 +177,7 @@ class ModelState:
         for place, count in counts.items():
             there, expected = dtypes[place], held[place][1].before_dtype
             types = "" if there == expected else f" ({dtype_name(there)} there, {dtype_name(expected)} in the patch)"
-            yield numbers[place], f"{name}: {count:,} of {held[place][1].num_elements:,} elements{types}"
+            yield numbers[place], f"{name}: {count:,} of {held[place][1].num_elements:,} parameters{types}"
 
     def _entries_of(self, name: str) -> list[tuple[Patch, PatchEntry]]:
         return [(patch, patch.by_name[name]) for patch in self.patches if name in patch.by_name]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from trace_transfer.core_sets.core_file import TensorPart
 from trace_transfer.core_sets.masks import Chosen
-from trace_transfer.errors import MAX_LISTED
+from trace_transfer.errors import MAX_LISTED, few
 from trace_transfer.models.sources import AXES
 from trace_transfer.records import Range, Strict
 from trace_transfer.terminal import Page, as_text
@@ -45,11 +45,10 @@ class VerifiedTensor(TensorPart):
     @property
     def told(self) -> str:
         """What of it moved although it was frozen."""
-        text = f"{self.name}: {self.frozen_moved:,} of {self.frozen:,} frozen elements"
+        text = f"{self.name}: {self.frozen_moved:,} of {self.frozen:,} frozen parameters"
         for word, ranges in zip(AXES, (self.moved_rows, self.moved_columns, self.moved_depth), strict=True):
             if ranges:
-                shown = ", ".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in ranges[:8])
-                text += f", in {word} {shown}" + (", …" if len(ranges) > 8 else "")
+                text += f", in {word} " + few([str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in ranges], 8)
         return text + (f" ({self.base_dtype} → {self.tuned_dtype})" if self.base_dtype != self.tuned_dtype else "")
 
 
@@ -140,7 +139,7 @@ def render_patch(page: Page, patch: Patch) -> None:
     """Which tensors it holds, and how much of each."""
     page.line(str(patch.path), "bold")
     page.line(
-        f"task {patch.task}, method {patch.method}: {len(patch.entries)} tensors, {patch.num_elements:,} elements, "
+        f"task {patch.task}, method {patch.method}: {len(patch.entries)} tensors, {patch.num_elements:,} parameters, "
         f"{patch.path.stat().st_size:,} bytes"
     )
     page.lines((f"of a model with names_sha256 {patch.names_sha256[:12]}…", ""))
@@ -148,7 +147,7 @@ def render_patch(page: Page, patch: Patch) -> None:
         (one.name, _part(one), one.num_elements, _dtype(one.before_dtype), _dtype(one.after_dtype))
         for one in patch.entries
     ]
-    page.table(("tensor", "part", "elements", "before", "after"), rows)
+    page.table(("tensor", "part", "parameters", "before", "after"), rows)
 
 
 @as_text
@@ -161,17 +160,17 @@ def render_differences(page: Page, found: Sequence[tuple[PatchEntry, int]], num_
         for entry, count in found:
             types = dict.fromkeys(map(_dtype, (entry.before_dtype, entry.after_dtype)))
             rows.append((entry.name, f"{count:,} of {entry.num_elements:,}", " → ".join(types)))
-        page.table(("tensor", "elements that differ", "types"), rows)
+        page.table(("tensor", "parameters that differ", "types"), rows)
 
 
 @as_text
 def render_task_models(page: Page, models: Sequence[TaskModel], file: Path) -> None:
     """The models that were written, and how mergekit merges them."""
     rows = [(one.task, str(one.directory), one.num_elements, one.num_moved_before) for one in models]
-    page.table(("task", "model", "elements", "moved by an earlier task"), rows)
+    page.table(("task", "model", "parameters", "moved by an earlier task"), rows)
     page.line()
     if any(model.num_moved_before for model in models):
-        page.line("Of elements that an earlier task had moved, a model has what its own task added to them.")
+        page.line("Of parameters that an earlier task had moved, a model has what its own task added to them.")
     page.whole(f"mergekit-yaml {shlex.quote(str(file))} merged")
 
 
@@ -193,7 +192,7 @@ def draw_verification(page: Page, verification: Verification) -> None:
     page.line("Compared bit for bit:", "bold")
     page.lines((f"  base   {verification.base}", f"  tuned  {verification.tuned}", ""))
     rows = [(kind, count.parameters, count.elements) for kind, count in verification.counts.items()]
-    page.table(("", "tensors", "elements"), rows)
+    page.table(("", "tensors", "parameters"), rows)
     page.line()
     changed = [p for p in verification.parameters if p.base_dtype != p.tuned_dtype]
     if changed:

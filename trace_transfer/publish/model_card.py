@@ -84,7 +84,7 @@ class CoreOrigin:
             came = f"carried over from `{name}` ({transfer.model.family}; {transfer.carry})"
         return (
             f"score `{core.method.name}`, ratio {core.method.ratio:g} of {core.method.unit}: "
-            f"{core.ratio_of_tensors:.2%} of the entries, {core.ratio_of_elements:.3%} of the elements; {came}"
+            f"{core.ratio_of_tensors:.2%} of the entries, {core.ratio_of_elements:.3%} of the parameters; {came}"
         )
 
 

@@ -18,14 +18,8 @@ from trace_transfer.training.settings import StreamSettings
 from trace_transfer.transfer.settings import MapSettings
 
 Needs = Literal["none", "source", "target"]
-DRAWN = (
-    "random",
-    "random-within",
-    "role-profile",
-    "norms-random",
-    "head-norms-random",
-    "shuffled",
-)  # methods of `train`
+# Methods of `train`.
+DRAWN = ("random", "random-within", "role-profile", "norms-random", "head-norms-random", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -121,13 +115,9 @@ METHODS: dict[str, RunMethod] = {method.name: method for method in _methods()}
 CHANGEABLE = ("identify", "map", "train")  # sections that methods and sweeps change
 # Short names of axes that the paper sweeps → the setting that they stand for.
 AXES = {
-    "ratio": "identify.ratio",
-    "alpha": "identify.alpha",
-    "warm_start_epochs": "identify.epochs",
-    "match": "map.match",
-    "seed": "seed",
-    "order": "order",
-}
+    "ratio": "identify.ratio", "alpha": "identify.alpha", "warm_start_epochs": "identify.epochs", "match": "map.match",
+    "seed": "seed", "order": "order",
+}  # fmt: skip
 _TAKEN = {"identify": ("method", "seed"), "map": ("carry", "cache", "rules"), "train": ("method", "seed", "order")}
 SECTIONS: dict[str, type[Settings]] = {
     "identify": IdentifySettings,

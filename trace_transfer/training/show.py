@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[str] = ()) -> None:
     train, base = plan.settings.train, plan.base.identity
     page.line(
-        f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} elements; method "
+        f"{plan.base.name}: {base.num_parameters:,} tensors, {base.num_elements:,} parameters; method "
         f"{plan.settings.method}"
     )
     page.line(
@@ -49,7 +49,7 @@ def render_stream_plan(page: Page, plan: StreamPlan, disk: int, more: Sequence[s
         sizes = (one.parameters, one.gradients, one.optimizer, one.activations, one.buffers, *[one.host] * offloaded)
         memory.append((stage.label, *map(size, (*sizes, one.checkpoint, one.patch))))
     page.line()
-    page.table(("stage", "examples", "tokens", "steps", "tensors", "elements", "share"), trained, "What trains")
+    page.table(("stage", "examples", "tokens", "steps", "tensors", "parameters", "share"), trained, "What trains")
     page.line()
     headings = ("stage", "parameters", "gradients", "optimizer", "activations", "buffers", *["on CPU"] * offloaded)
     page.table((*headings, "checkpoint", "patch"), memory, "Memory of each process, and files (estimates)")
@@ -70,7 +70,7 @@ def draw_stream(page: Page, record: StreamFile) -> None:
         for stage in record.stages
     ]  # fmt: skip
     title = f"Stages ({record.settings.get('method', 'of unknown method')}) of {model_line(record.model)}"
-    page.table(("stage", "examples", "steps", "tokens", "loss", "tensors", "elements", "share"), rows, title)
+    page.table(("stage", "examples", "steps", "tokens", "loss", "tensors", "parameters", "share"), rows, title)
     for stage in record.stages:
         if stage.evaluations:
             lowest = min(stage.evaluations, key=lambda one: one.loss)
@@ -87,7 +87,7 @@ def render_streamed(page: Page, done: Streamed) -> None:
     draw_stream(page, done.record)
     frozen = sum(tensor.frozen for tensor in done.verification.parameters)
     total = done.record.model.num_elements
-    page.lines(("", f"{frozen:,} of {total:,} elements were frozen, and each is bit-identical to the base's"))
+    page.lines(("", f"{frozen:,} of {total:,} parameters were frozen, and each is bit-identical to the base's"))
     if unmoved := done.verification.unmoved:
         page.line(f"! {len(unmoved)} trained tensors did not move:")
         page.lines(f"  {tensor.name}" for tensor in unmoved[:MAX_LISTED])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trace_transfer import figures
-from trace_transfer.errors import ArtefactError
+from trace_transfer.errors import ArtefactError, few
 from trace_transfer.families.anatomy import folded_name, layer_ranges
 from trace_transfer.figures import Axis, Cells, Figure, Marks, Pair, Panel, Row, colour_range, shortened
 from trace_transfer.files import size
@@ -210,7 +210,7 @@ def _draw_cores(page: Page, carried: tuple[Carried, ...]) -> None:
             sides.append(f"{len(core.core)} of {len(core.parameters)} = {core.ratio_of_tensors:.2%}")
             sides.append(f"{core.ratio_of_elements:.2%}")
         rows.append((one.core.task, one.core.transferred_from.carry, *sides))
-    page.table(("task", "carried", "source: tensors", "elements", "target: tensors", "elements"), rows, "core sets")
+    page.table(("task", "carried", "source: tensors", "parameters", "target: tensors", "parameters"), rows, "core sets")
 
 
 def _draw_dropped(page: Page, carried: Carried) -> None:
@@ -219,7 +219,7 @@ def _draw_dropped(page: Page, carried: Carried) -> None:
     page.line(f"{carried.core.task}: {len(carried.dropped)} core tensors have no counterpart:")
     for reason, _ in Counter(carried.dropped.values()).most_common():
         names = _over_layers([name for name, why in carried.dropped.items() if why == reason])
-        page.line(f"  {', '.join(names[:3])}{', …' * (len(names) > 3)}: {reason}")
+        page.line(f"  {few(names)}: {reason}")
 
 
 def _over_layers(names: Sequence[str]) -> list[str]:
@@ -238,7 +238,7 @@ def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
         ("family", *(model.anatomy.family for model in models)),
         ("layers", *(model.anatomy.num_layers for model in models)),
         ("tensors", *(len(model.anatomy.inventory.shapes) for model in models)),
-        ("elements", *(model.anatomy.inventory.num_elements for model in models)),
+        ("parameters", *(model.anatomy.inventory.num_elements for model in models)),
         ("probe tokens", *(sum(map(len, reading.ids)) for reading in readings)),
         ("memory: largest layer", *(size(one.layer_bytes) for one in estimate.models)),
         ("memory: hidden states", *(size(one.hidden_bytes) for one in estimate.models)),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trace_transfer.core_sets.overlap import jaccard
-from trace_transfer.errors import ProbeError
+from trace_transfer.errors import ProbeError, few
 from trace_transfer.transfer.policies import POLICIES, Matrix, Pairs, Policy, depth_pairs
 from trace_transfer.transfer.probing import Grams
 from trace_transfer.transfer.records import OFTEN, Depth, LayerMatch, LayerPair, Stability, rated
@@ -20,6 +20,7 @@ from trace_transfer.transfer.similarity import MIN_TEXTS, SIMILARITIES, GramStac
 
 FEW_ROWS = 64
 MASSIVE = 0.5
+SHOWN = 12  # layers or pairs that a warning names
 
 
 def match_layers(
@@ -128,14 +129,14 @@ def _warnings(
         yield f"only {num_texts} texts: {told}; give more with --probe"
     for side, layers in zip(("source", "target"), flat, strict=True):
         if layers:
-            yield f"{side} layers {_list(layers)} give the same row for every text: no similarity, never chosen"
+            yield f"{side} layers {few(layers, SHOWN)} give the same row for every text: no similarity, never chosen"
     if depth.held_out_gain is None:
         yield "too few texts to be split in halves: the stability of the match is not known"
         return
     if unsure := [f"{pair.source}→{pair.target}" for pair in pairs if pair.is_ambiguous]:
         yield (
             f"{len(unsure)} of {len(pairs)} pairs are ambiguous (half of the texts choose another layer "
-            f"in more than {OFTEN:.0%} of the draws): {_list(unsure)}"
+            f"in more than {OFTEN:.0%} of the draws): {few(unsure, SHOWN)}"
         )
     if not policy.control and depth.agreement < 1 and depth.is_as_good:
         mean, deviation = depth.held_out_gain
@@ -149,12 +150,7 @@ def massive_warnings(grams: Grams, representation: str, side: str) -> list[str]:
     """Say where one dimension carries most of the variance, so that it alone decides what looks alike."""
     found = {i: int(dim) for i, (dim, share) in enumerate(grams.largest[representation].tolist()) if share > MASSIVE}
     return [
-        f"massive activations: in {side} layers {_list(list(found))} one dimension "
-        f"({_list(sorted(set(found.values())))}) carries more than {MASSIVE:.0%} of the variance of the "
+        f"massive activations: in {side} layers {few(list(found), SHOWN)} one dimension "
+        f"({few(sorted(set(found.values())), SHOWN)}) carries more than {MASSIVE:.0%} of the variance of the "
         f"{representation} rows and dominates the similarity; compare another --representation"
     ] * bool(found)
-
-
-def _list(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:12]))
-    return shown + (f", … ({len(items)})" if len(items) > 12 else "")

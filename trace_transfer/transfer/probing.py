@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 REPRESENTATIONS = ("stream", "update")
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 CACHE_LIMIT = 8 << 30
 DAY = 86_400.0
 LOADING = Lock()  # two models that are read at once are loaded one after the other

@@ -2,9 +2,9 @@
 
 Shapes: N rows of a minibatch, d features, L layers, P packed entries of all minibatches, S source and T target layers.
 
-A Gram matrix K = Xc Xc' of column-centred rows is symmetric, so only the entries on and above the diagonal are kept,
-those above scaled by √2. The inner product of two packed vectors is then the inner product <K, L> of the matrices, and
-all pairs of layers are one matrix product.
+A Gram matrix K = Xc Xc' of column-centred rows is symmetric, so of each block of rows only the columns from its first
+row on are kept, those right of its diagonal block scaled by √2. The inner product of two packed vectors is then the
+inner product <K, L> of the matrices, and all pairs of layers are one matrix product.
 
 Sources: Kornblith et al. 2019 (arXiv 1905.00414), eq. 1-3; the debiased estimator of HSIC from Song et al. 2012 as in
 Nguyen et al. 2021 (arXiv 2010.15327), eq. 3, summed over minibatches before the one ratio.
@@ -13,7 +13,7 @@ Nguyen et al. 2021 (arXiv 2010.15327), eq. 3, summed over minibatches before the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -23,14 +23,16 @@ from torch import Tensor
 from trace_transfer.models.running import one_thread
 from trace_transfer.transfer.policies import Matrix
 
-BLOCK = 128  # rows of a Gram matrix that are computed together
+BLOCK = 128  # rows of a Gram matrix that are computed and packed together
 CONSTANT = 1e-12  # rows whose variance is below this share of their square norm differ by rounding only
-CHUNK = 1 << 16  # entries summed in float32 before they are added to the float64 total: error 1e-7, not 2e-4
+CHUNK = 1 << 14  # entries summed in float32 before they are added to the float64 total: error 3e-8, not 2e-4
+PIECE = 1 << 12  # the same for vectors with themselves, where smaller pieces cost nothing: error 2e-8
 MIN_ROWS = 4
 MIN_TEXTS = 16  # of which halves are made
 ENTRIES_AT_ONCE = 1 << 20  # of Gram matrices that are unpacked together: 4 MB a copy
 
 Halves = tuple[tuple[Matrix, Matrix], ...]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,40 @@ class GramStack:
 
 
 def packed_length(n: int) -> int:
-    return n * (n + 1) // 2
+    return sum(min(BLOCK, n - start) * (n - start) for start in range(0, n, BLOCK))
 
 
-def packed(gram_NN: Tensor) -> Tensor:
-    """The entries on and above the diagonal of matrices [..., N, N] (or of their first rows), float32, row by row."""
-    scaled_NN = gram_NN * math.sqrt(2)
-    scaled_NN.diagonal(dim1=-2, dim2=-1).copy_(gram_NN.diagonal(dim1=-2, dim2=-1))
-    return scaled_NN[..., torch.ones(gram_NN.shape[-2:], dtype=torch.bool).triu()].float()
+def blocks(packed_LP: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
+    """Of each block of rows of an N x N matrix its first row and its packed entries, a view [L, B, N - first row]."""
+    starts = range(0, n, BLOCK)
+    shapes = [(min(BLOCK, n - start), n - start) for start in starts]
+    parts = packed_LP.split([rows * columns for rows, columns in shapes], dim=1)
+    return zip(starts, (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)), strict=True)
+
+
+def packed(gram_LNN: Tensor) -> Tensor:
+    """The packed entries of Gram matrices, float32 [L, P]."""
+    n = gram_LNN.shape[-1]
+    packed_LP = gram_LNN.new_empty(len(gram_LNN), packed_length(n), dtype=torch.float32)
+    for start, block in blocks(packed_LP, n):
+        block.copy_(gram_LNN[:, start : start + BLOCK, start:])
+        block[..., BLOCK:] *= math.sqrt(2)
+    return packed_LP
 
 
 def unpacked(packed_LP: Tensor, n: int, rows_K: Tensor) -> Tensor:
     """The entries [L, K, K] of some rows and the same columns of packed N x N matrices."""
     row_KK, column_KK = (pick(rows_K[:, None], rows_K[None, :]) for pick in (torch.minimum, torch.maximum))
-    place_KK = row_KK * (2 * n - row_KK - 1) // 2 + column_KK
+    start_KK = row_KK // BLOCK * BLOCK
+    block_KK = start_KK * (2 * n - start_KK + BLOCK) // 2
+    place_KK = block_KK + (row_KK - start_KK) * (n - start_KK) + column_KK - start_KK
     entries_LKK: Tensor = packed_LP.index_select(1, place_KK.flatten()).unflatten(1, place_KK.shape)
-    return entries_LKK * torch.where(row_KK == column_KK, 1.0, 1 / math.sqrt(2))
+    return entries_LKK * torch.where(column_KK < start_KK + BLOCK, 1.0, 1 / math.sqrt(2))
 
 
 def diagonals(packed_LP: Tensor, n: int) -> Tensor:
     """Diagonals of packed Gram matrices, float64 [L, N]."""
-    rows_N = torch.arange(n)
-    return packed_LP[:, rows_N * (2 * n - rows_N + 1) // 2].double()
+    return torch.cat([block.diagonal(dim1=1, dim2=2) for _, block in blocks(packed_LP, n)], dim=1).double()
 
 
 def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
@@ -88,14 +102,14 @@ def pack_layer(rows_Rd: Tensor, sizes: Sequence[int], out_P: Tensor) -> None:
     rounding only give a matrix of zeros."""
     outs = out_P.split([packed_length(n) for n in sizes])
     for rows_Nd, out in zip(rows_Rd.split(list(sizes)), outs, strict=True):
-        centred_Nd = rows_Nd.to(torch.float32, copy=True)
-        norm_before = centred_Nd.norm()
-        for _ in range(2):
-            centred_Nd -= centred_Nd.mean(dim=0)
-        if centred_Nd.norm() ** 2 <= CONSTANT * norm_before**2:
+        centred_Nd = rows_Nd - rows_Nd.mean(dim=0, dtype=torch.float32)
+        centred_Nd -= centred_Nd.mean(dim=0)
+        if centred_Nd.norm() ** 2 <= CONSTANT * rows_Nd.norm(dtype=torch.float32) ** 2:
             centred_Nd.zero_()
-        starts = range(0, len(centred_Nd), BLOCK)
-        torch.cat([packed(centred_Nd[i : i + BLOCK] @ centred_Nd[i:].T) for i in starts], out=out)
+        for start, (block,) in blocks(out[None], len(rows_Nd)):
+            own_Bd = centred_Nd[start : start + BLOCK]
+            torch.addmm(block, own_Bd, centred_Nd[start:].T, beta=0, alpha=math.sqrt(2), out=block)
+            block[:, :BLOCK] /= math.sqrt(2)
 
 
 def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
@@ -108,6 +122,12 @@ def inner_products(a_LP: Tensor, b_MP: Tensor) -> Tensor:
         for a_LC, b_MC in zip(a_LP.split(CHUNK, dim=1), b_MP.split(CHUNK, dim=1), strict=True):
             total += (a_LC @ b_MC.T).double()
     return total
+
+
+def own_products(a_LP: Tensor, _: Tensor) -> Tensor:
+    """The inner product of each packed vector with itself, float64 [L]: the diagonal of `inner_products` alone."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(a_LC, dim=1) for a_LC in a_LP.split(PIECE, dim=1)]
+    return torch.stack(norms).double().square().sum(dim=0)
 
 
 # ---- CKA
@@ -127,30 +147,30 @@ Measure = Callable[[GramStack, GramStack], Tensor]
 SIMILARITIES: dict[str, Measure] = {"cka-debiased": debiased_cka, "cka": linear_cka}
 
 
-def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack], Tensor]) -> Tensor:
+def _ratio(source: GramStack, target: GramStack, hsic: Callable[[GramStack, GramStack, Product], Tensor]) -> Tensor:
     """Float64 [source layers, target layers], NaN for a degenerate layer, whose rows are all alike. Debiased values lie
     in [-1, 1] and may be negative; they are not clamped."""
-    own_S, own_T = (hsic(stack, stack).diagonal() for stack in (source, target))
+    own_S, own_T = (hsic(stack, stack, own_products) for stack in (source, target))
     own_S, own_T = (own_L.masked_fill(~(own_L > 0), torch.nan) for own_L in (own_S, own_T))
-    return hsic(source, target) / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :])
+    return hsic(source, target, inner_products) / (own_S.sqrt()[:, None] * own_T.sqrt()[None, :])
 
 
-def _hsic_biased(a: GramStack, b: GramStack) -> Tensor:
-    """Sum over minibatches of <K, L> / (n - 1)², float64 [L, M]."""
+def _hsic_biased(a: GramStack, b: GramStack, product: Product) -> Tensor:
+    """Sum over minibatches of <K, L> / (n - 1)², float64 [L, M], or [L] of own products."""
     pairs = zip(a.minibatches, b.minibatches, strict=True)
-    return reduce(torch.add, [inner_products(a_LP, b_MP) / (n - 1) ** 2 for (n, a_LP), (_, b_MP) in pairs])
+    return reduce(torch.add, [product(a_LP, b_MP) / (n - 1) ** 2 for (n, a_LP), (_, b_MP) in pairs])
 
 
-def _hsic_debiased(a: GramStack, b: GramStack) -> Tensor:
-    """Sum over minibatches of HSIC₁, float64 [L, M].
+def _hsic_debiased(a: GramStack, b: GramStack, product: Product) -> Tensor:
+    """Sum over minibatches of HSIC₁, float64 [L, M], or [L] of own products.
 
     With rows of K and L summing to zero (centred), Song's estimator needs only the inner product and the diagonals:
     n(n-3) HSIC₁ = Σ_{i≠j} K_ij L_ij - 2/(n-2) Σ_i K_ii L_ii + tr K tr L / ((n-1)(n-2))."""
     parts = []
     for (n, a_LP), (_, b_MP) in zip(a.minibatches, b.minibatches, strict=True):
         diag_a, diag_b = diagonals(a_LP, n), diagonals(b_MP, n)
-        traces = inner_products(diag_a.sum(1, keepdim=True), diag_b.sum(1, keepdim=True)) / ((n - 1) * (n - 2))
-        products = inner_products(a_LP, b_MP) - n / (n - 2) * inner_products(diag_a, diag_b) + traces
+        traces = product(diag_a.sum(1, keepdim=True), diag_b.sum(1, keepdim=True)) / ((n - 1) * (n - 2))
+        products = product(a_LP, b_MP) - n / (n - 2) * product(diag_a, diag_b) + traces
         parts.append(products / (n * (n - 3)))
     return reduce(torch.add, parts)
 

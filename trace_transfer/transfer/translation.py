@@ -183,7 +183,7 @@ def _scores_of_units(core: CoreFile, units: Sequence[Unit]) -> tuple[dict[Unit, 
         whole = covered == unit.num_elements
         if covered and not whole:
             partly[unit] = (
-                f"only {covered / unit.num_elements:.0%} of its elements are core, and "
+                f"only {covered / unit.num_elements:.0%} of its parameters are core, and "
                 f"{'experts' if len(unit.shape) > 2 else 'rows'} do not correspond from one model to another"
             )
         scored[unit] = _Scored(max(score for score, _ in mine), whole)
