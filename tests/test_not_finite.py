@@ -86,12 +86,12 @@ def test_no_score_of_logits_that_are_not_finite(copy_of, tmp_path, kind):
     if kind != "multiple-choice":
         given = {"fields": {"prompt": "q", "completion": "a"}, "kind": kind}
     records = [{**one, "a": "an answer"} for one in CHOICES]
-    with pytest.raises(NumericalError, match="its logits are NaN or infinite, of which no score"):
+    with pytest.raises(NumericalError, match="its logits are NaN or infinite, so they give no score"):
         run(*loaded(directory), suite_of(tmp_path, records, **given))
     if kind == "loss":
         command = ("evaluate", directory, "--suite", write_suite(tmp_path / "suite"), "--out", tmp_path / "scores")
         done = commands.run(*command)
-        assert done.exit_code == 1 and "its logits are NaN or infinite, of" in done.output
+        assert done.exit_code == 1 and "its logits are NaN or infinite, so" in done.output
         assert list((tmp_path / "scores/finished").iterdir()) == []
 
 

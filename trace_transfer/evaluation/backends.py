@@ -195,8 +195,8 @@ def finite_logits(_ids_bt: Tensor, logits_bv: Tensor) -> Tensor:
 def _require_finite(values_n: Tensor) -> None:
     if not values_n.isfinite().all():
         raise NumericalError(
-            "its logits are NaN or infinite, of which no score can be made; try --dtype float32, and see that the "
-            "model is whole"
+            "its logits are NaN or infinite, so they give no score; try --dtype float32, and check that the model's "
+            "files are complete"
         )
 
 
