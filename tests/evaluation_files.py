@@ -72,8 +72,7 @@ evaluations:
 
 def loaded(directory: Path) -> tuple[Any, Any]:
     """A model with its weights, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    return model, load_tokenizer(ModelSource.parse(directory))
+    return AutoModelForCausalLM.from_pretrained(directory).eval(), load_tokenizer(ModelSource.parse(directory))
 
 
 def suite_of(directory: Path, records: Iterable[Mapping[str, Any]], **item: Any) -> Suite:

@@ -145,8 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.repos.get(repo, {}).get(file)
         if content is None:
             return self._send(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
-        etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        return self._send(200, content, ETag=etag, X_Repo_Commit=COMMIT)
+        return self._send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=COMMIT)
 
 
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"

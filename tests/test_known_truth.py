@@ -72,8 +72,7 @@ def found_layers(result, truth):
 
 
 def true_margin(result, truth):
-    true = set(enumerate(truth))
-    return float(np.median([p.margin for p in result.match.pairs if (p.source, p.target) in true]))
+    return float(np.median([p.margin for p in result.match.pairs if (p.source, p.target) in set(enumerate(truth))]))
 
 
 # The package's own file has biases of 0 that a LLaMA has no place for, and a user is told of them.

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from trace_transfer.cli import INTERRUPTED, Commands
 from trace_transfer.errors import ModelError
+from trace_transfer.printable import quiet
 from trace_transfer.progress import Terminal
 from trace_transfer.stopping import interruption_held_back, stop_on_sigterm
 
@@ -61,6 +62,17 @@ def test_ctrl_c_that_c_code_swallows_is_raised_where_work_begins():
             raise AssertionError("it went on")
 
     assert run(body)[:2] == (130, f"{INTERRUPTED}\n")
+
+
+def test_ctrl_c_at_the_end_of_a_silent_part_is_told(capfd):
+    def body():
+        silent = quiet()
+        silent.__enter__()
+        raise KeyboardInterrupt  # at the first instruction of its `__exit__`, which then does nothing
+
+    assert run(body)[:2] == (130, f"{INTERRUPTED}\n")
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
 
 
 def test_sigterm_is_noted_and_ends_with_0():

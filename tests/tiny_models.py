@@ -221,5 +221,4 @@ def make_model(
     directory: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object
 ) -> Path:
     """Build and save a family's tiny model with its tokenizer; returns the directory."""
-    model = build_model(build_config(family, **changes), seed).to(dtype)
-    return save_model(model, directory, tokenizer_kind(family))
+    return save_model(build_model(build_config(family, **changes), seed).to(dtype), directory, tokenizer_kind(family))

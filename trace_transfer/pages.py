@@ -225,11 +225,8 @@ def _shade(share: float) -> str:
 def _figure(name: str, plots: Sequence[Plot]) -> str:
     """A figure as far as its caption; the script of the page draws it."""
     specs = [{"title": plot.title, "height": plot.height, "width": plot.width, **plot.spec} for plot in plots]
-    plain = json.loads(json.dumps(specs), parse_float=_short, parse_constant=lambda name: None)  # NaN
+    short = lambda number: float(f"{float(number):.6g}")  # noqa: E731
+    plain = json.loads(json.dumps(specs), parse_float=short, parse_constant=lambda name: None)  # NaN
     text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
     template = _templates(False).get_template("page.figure.html.j2")
     return template.render(name=name, plots=plots, specs=text, many=len(plots) > MOST_BUTTONS)
-
-
-def _short(number: str) -> float:
-    return float(f"{float(number):.6g}")

@@ -6,11 +6,14 @@ Whatever the program writes passes guarded streams or a console of `terminal`, a
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any, TextIO
 
 PIPED, LEAST = 100, 80  # columns where there is no terminal; columns that tables are made for at least
@@ -21,6 +24,7 @@ OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
+_silenced: dict[ExitStack, None] = {}  # what `quiet` has to undo, the innermost last
 
 
 def printable(text: str) -> str:
@@ -82,3 +86,28 @@ def guarded_streams() -> Iterator[None]:
     finally:
         if not isinstance(sys.exc_info()[1], Exception):  # Python prints its traceback later
             sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on stdout and stderr, from C++ neither: results go to stdout. What fails raises all the same."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with ExitStack() as undo:
+        _silenced[undo] = None
+        undo.callback(_silenced.pop, undo, None)
+        nowhere = undo.enter_context(Path(os.devnull).open("w"))
+        for number in (1, 2):
+            undo.callback(os.close, copy := os.dup(number))
+            undo.callback(os.dup2, copy, number)
+            os.dup2(nowhere.fileno(), number)
+        for context in (redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings()):
+            undo.enter_context(context)
+        warnings.simplefilter("ignore")
+        yield
+
+
+def end_quiet() -> None:
+    """For whoever tells of Ctrl-C: raised at the first instruction of an `__exit__`, it leaves `quiet` as it was."""
+    while _silenced:
+        next(reversed(_silenced)).close()

@@ -74,8 +74,7 @@ def by_hand(name, leaves):
 
 
 def described(model):
-    anatomy = anatomy_of(base_of(model).inventory, load_families())
-    return anatomy.describe
+    return anatomy_of(base_of(model).inventory, load_families()).describe
 
 
 @pytest.mark.parametrize(("name", "zero"), marked([way[:2] for way in WAYS if "float32" in way]))

@@ -134,8 +134,7 @@ def test_latent_parts_make_query_key_and_value(model_type, monkeypatch):
         return cut(component, "latent_norm") * vector * scale
 
     def projected(role: str, component: str) -> torch.Tensor:
-        bias = cut(component, f"{role}_bias") if model_type == "deepseek_v2" else 0
-        return cut(component, role) @ inputs[0] + bias
+        return cut(component, role) @ inputs[0] + (cut(component, f"{role}_bias") if model_type == "deepseek_v2" else 0)
 
     for component in ("attention.key", "attention.value"):
         latent = normalised(projected("latent", component), component)

@@ -42,8 +42,7 @@ def one_line(result):
 def identified(tiny, tasks, tmp_path_factory):
     """One whole run with two replicates of each task; not to be written to."""
     out = tmp_path_factory.mktemp("identified") / "out"
-    result = done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, *TENSORS, *FAST, "--out", out)
-    return out, result
+    return out, done("identify", tiny("qwen2"), "--tasks", tasks, "--replicates", 2, *TENSORS, *FAST, "--out", out)
 
 
 def options(tuned):

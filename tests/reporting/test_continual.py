@@ -36,8 +36,7 @@ def streams(draw):
     trained = draw(
         st.lists(st.sets(st.integers(1, num_stages), min_size=1), min_size=num_columns, max_size=num_columns)
     )
-    learned = [[e for e in range(num_columns) if stage in trained[e]] for stage in range(1, num_stages + 1)]
-    return scores, learned
+    return scores, [[e for e in range(num_columns) if stage in trained[e]] for stage in range(1, num_stages + 1)]
 
 
 def slowly(R, learned):

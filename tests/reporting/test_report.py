@@ -187,8 +187,7 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 def step_of(run: Path, kind: str, method: str = "transfer-lf", seed: int = 0) -> Path:
     record = RunFile.model_validate_json((run / "run.json").read_text("utf-8"))
-    cell = next(one for one in record.cells if (one.method, one.seed) == (method, seed))
-    return run / cell.steps[kind]
+    return run / next(one for one in record.cells if (one.method, one.seed) == (method, seed)).steps[kind]
 
 
 def test_all_missing_and_changed_files_are_told_at_once_and_nothing_is_written(run: Path) -> None:

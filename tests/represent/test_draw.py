@@ -34,8 +34,7 @@ def drawn(labels=("base", "tuned"), *, tasks=("math", "code", "law"), size=6, un
     file = RepresentationFile(
         tasks=tasks, num_texts=(size,) * len(tasks), data_sha256=tasks, models=tuple(models), settings=settings
     )
-    texts = [{"id": f"{tasks[task]}:{index}", "words": words} for index, task in enumerate(task_N)]
-    return file, coordinates, texts
+    return file, coordinates, [{"id": f"{tasks[task]}:{index}", "words": words} for index, task in enumerate(task_N)]
 
 
 def test_every_panel_has_its_points_its_ellipses_and_the_others_in_grey():

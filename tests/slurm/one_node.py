@@ -150,8 +150,7 @@ class OneNode:
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM prints."""
-        found = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        return found.stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds

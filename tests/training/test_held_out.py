@@ -33,8 +33,7 @@ def stream(model, tmp_path):
 
 
 def planned(model, stream, out, **settings):
-    chosen = StreamSettings.of(batch_size=4, zero=0, **settings)
-    return plan_stream(model, stream, settings=chosen, rules=(), out=out)
+    return plan_stream(model, stream, settings=StreamSettings.of(batch_size=4, zero=0, **settings), rules=(), out=out)
 
 
 def test_a_share_of_the_records_each_on_one_side():

@@ -15,7 +15,7 @@ import click
 
 from trace_transfer import __version__
 from trace_transfer.errors import TraceTransferError, UserError
-from trace_transfer.printable import PIPED, guarded_streams
+from trace_transfer.printable import PIPED, end_quiet, guarded_streams
 from trace_transfer.progress import telling
 from trace_transfer.stopping import StopRequested, noted_interruption
 
@@ -76,6 +76,7 @@ class Commands(click.Group):
             try:
                 return super().invoke(ctx)
             except (KeyboardInterrupt, Exception) as error:
+                end_quiet()
                 match error:
                     case _ if isinstance(error, KeyboardInterrupt) or was_interrupted():
                         told, code = INTERRUPTED, 130

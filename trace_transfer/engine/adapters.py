@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from trace_transfer.core_sets.masks import Mask
-from trace_transfer.engine.distributed import quiet
 from trace_transfer.engine.loading import StartingPoint, Values
 from trace_transfer.errors import ModelError
 from trace_transfer.files import prepare_directory, sha256_file, sha256_text, write_text
 from trace_transfer.models.tensors import require_finite, write_tensors
+from trace_transfer.printable import quiet
 
 if TYPE_CHECKING:
     from peft import PeftConfig

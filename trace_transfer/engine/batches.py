@@ -104,8 +104,7 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """The mean over the supervised tokens of all tasks: what decides."""
-        total = sum(loss * self.supervised[task] for task, loss in self.losses.items())
-        return total / sum(self.supervised.values())
+        return sum(loss * self.supervised[task] for task, loss in self.losses.items()) / sum(self.supervised.values())
 
 
 def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from trace_transfer.engine.distributed import Ranks, quiet
+from trace_transfer.engine.distributed import Ranks
 from trace_transfer.engine.optimizers import BETAS, EPS
 from trace_transfer.engine.settings import LARGEST_BUCKET, PERSISTENT, TrainSettings
+from trace_transfer.printable import quiet
 
 ZERO = "zero_optimization"
 OFFLOADED = {"offload_optimizer": ("optimizer", "parameters"), "offload_param": ("parameters",)}
@@ -147,8 +148,7 @@ def _says_nothing(value: Any) -> bool:
 
 
 def _is_taken(name: str) -> bool:
-    refused = any(name == one or name.startswith(f"{one}.") for one in REFUSED)
-    return name.partition(".")[0] in TAKEN and not refused
+    return name.partition(".")[0] in TAKEN and not any(f"{name}.".startswith(f"{one}.") for one in REFUSED)
 
 
 def _is_off(holder: Any, value: Any) -> bool:

@@ -11,11 +11,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from trace_transfer.errors import TraceTransferError, TrainingError, UserError, first_line
 from trace_transfer.launching import VARIABLES, Place, launcher_variables, place_among_ranks
 from trace_transfer.models.checkpoints import return_freed_memory
+from trace_transfer.printable import quiet
 from trace_transfer.stopping import endable
 
 Result = TypeVar("Result")
@@ -41,25 +41,6 @@ def deepspeed_library() -> Any:
     logger.handlers[:] = [logging.lastResort]
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # only used for inference; compiled when asked for
     return deepspeed
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing on stdout and stderr, from C++ neither: results go to stdout. What fails raises all the same."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    with Path(os.devnull).open("w") as nowhere:
-        try:
-            for number, _ in kept:
-                os.dup2(nowhere.fileno(), number)
-            with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            for number, copy in kept:
-                os.dup2(copy, number)
-                os.close(copy)
 
 
 def forget_models() -> None:

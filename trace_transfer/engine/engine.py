@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.examples import Example, collate, packed
 from trace_transfer.engine.deepspeed_json import configuration
-from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models, quiet
+from trace_transfer.engine.distributed import Ranks, deepspeed_library, forget_models
 from trace_transfer.engine.optimizers import Treatment, build
 from trace_transfer.engine.settings import TrainSettings
 from trace_transfer.engine.slices import freeze, outside, places_of, shapes_of, whole_of
 from trace_transfer.engine.supervised_loss import give_loss
 from trace_transfer.errors import UserError
 from trace_transfer.models.running import resolve_device, resolve_dtype
+from trace_transfer.printable import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from trace_transfer.engine.distributed import quiet
 from trace_transfer.errors import ModelError, first_line
 from trace_transfer.models.checkpoints import OpenedBase, SafetensorsCheckpoint, local_directory, release
 from trace_transfer.models.sources import ModelSource, build_meta_model, tied_names
 from trace_transfer.models.tensors import dtype_name, require_finite
+from trace_transfer.printable import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trace_transfer.errors import UserError, first_line, listing
 from trace_transfer.families.language import LAYER_COMPONENTS, OUTSIDE_COMPONENTS
 from trace_transfer.launching import place_among_ranks
+from trace_transfer.printable import quiet
 from trace_transfer.settings import unknown_problems
 
 if TYPE_CHECKING:
@@ -207,8 +208,6 @@ def build(
 
 
 def _class(name: str) -> Any:
-    from trace_transfer.engine.distributed import quiet
-
     module, _, attribute = OPTIMIZERS[name].place.rpartition(".")
     with quiet():  # bitsandbytes tells which kernels it lacks
         return getattr(import_module(module), attribute)
@@ -238,8 +237,6 @@ def _as_one(built: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
 def problems(settings: TrainSettings) -> list[str]:
     """What stands in the way of optimizer and schedule here: each is made and used for a step."""
     import torch
-
-    from trace_transfer.engine.distributed import quiet
 
     # torch's own work on a GPU, and would only begin its context there.
     on_gpu = "bitsandbytes" in OPTIMIZERS[settings.optimizer].place and torch.cuda.is_available()

@@ -183,8 +183,7 @@ class ModelState:
         return [(patch, patch.by_name[name]) for patch in self.patches if name in patch.by_name]
 
     def _base_blocks(self, name: str) -> Iterator[Tensor]:
-        inner = self.shapes[name][1:]
-        return (block.view(-1, *inner) for block in self.base.chunks(name))
+        return (block.view(-1, *self.shapes[name][1:]) for block in self.base.chunks(name))
 
     def require_readable(self, names: Iterable[str]) -> None:
         """Read the first rows of tensors; a ModelError for one that cannot be put into a patch."""

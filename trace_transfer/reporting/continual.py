@@ -68,8 +68,7 @@ def forward_transfer(scores_SE: Scores, first_E: Stages) -> float | None:
 
 def learning(scores_SE: Scores, first_E: Stages) -> float:
     """Mean of R[s(e), e] − R[0, e]. RWalk's intransigence asks the same, with a joint model in place of the base."""
-    columns = np.arange(len(first_E))
-    return float((scores_SE[first_E, columns] - scores_SE[0]).mean())
+    return float((scores_SE[first_E, np.arange(len(first_E))] - scores_SE[0]).mean())
 
 
 def _before_last(scores_SE: Scores, first_E: Stages) -> Stages:

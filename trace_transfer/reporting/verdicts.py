@@ -127,8 +127,7 @@ def compare(summary: Summary, ask: Ask, stated: Sequence[Stated] = ()) -> Summar
     better = {one.name: one.higher_is_better for one in summary.measures} | {MATCHED: False}
 
     def again(found: Interval, name: str, other: str, measure: str) -> Interval:
-        p_adjusted = known.get((frozenset((name, other)), measure))
-        return judged(found, p_adjusted, higher_is_better=better[measure])
+        return judged(found, known.get((frozenset((name, other)), measure)), higher_is_better=better[measure])
 
     comparisons = []
     for one in asked:

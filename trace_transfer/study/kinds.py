@@ -164,8 +164,7 @@ def _score_inputs(ticket: Ticket, place: Path, reporter: Reporter) -> tuple[Iden
     opened = open_model(ticket.arguments["model"], load_families([Path(path) for path in ticket.rules]))
     plan = plan_deltas(opened, {}, stores)
     data = data_of_stores(plan.base, stores, ticket.directory / TASKS) if settings.score.needs_fisher else {}
-    seed = settings.warm_start.train.seed
-    return settings, identifying.score_inputs(plan, data, settings, seed, place, reporter)
+    return settings, identifying.score_inputs(plan, data, settings, settings.warm_start.train.seed, place, reporter)
 
 
 def _score(ticket: Ticket, state: ModelState, out: Path, reporter: Reporter) -> EvaluationFile:

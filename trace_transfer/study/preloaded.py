@@ -3,8 +3,9 @@
 import transformers.optimization  # noqa: F401 (with peft and the models)
 
 import trace_transfer.study.kinds  # noqa: F401
-from trace_transfer.engine.distributed import deepspeed_library, quiet
+from trace_transfer.engine.distributed import deepspeed_library
 from trace_transfer.families.registry import load_families
+from trace_transfer.printable import quiet
 
 with quiet():
     deepspeed_library()

@@ -52,8 +52,7 @@ class GramStack:
     @property
     def minibatches(self) -> list[tuple[int, Tensor]]:
         """Of each minibatch its rows N_m and the packed entries of all layers, a view [L, P_m]."""
-        parts = self.packed_LP.split([packed_length(n) for n in self.sizes], dim=1)
-        return list(zip(self.sizes, parts, strict=True))
+        return list(zip(self.sizes, self.packed_LP.split([packed_length(n) for n in self.sizes], dim=1), strict=True))
 
 
 def packed_length(n: int) -> int:
