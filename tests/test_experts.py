@@ -42,8 +42,7 @@ def test_every_expert_is_scored_by_update_and_fisher(tiny, identified):
     for name in names:
         assert scored[name].score is not None and all(value > 0 for value in scored[name].terms.values()), name
         assert scored[name].component in ("mlp.gate+mlp.up", "mlp.down")
-    fisher = read_any(identified / "fisher/math/fisher.json")
-    assert names <= set(fisher.fallback)
+    assert names <= set(read_any(identified / "fisher/math/fisher.json").fallback)
 
 
 def test_experts_are_scored_one_by_one_and_trained(tiny, identified, tmp_path):

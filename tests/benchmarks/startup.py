@@ -20,8 +20,7 @@ EXPLAIN = ["rules", "explain", "--src", str(CONFIGS / "llama-3-8b"), "--dst", st
 
 
 def main() -> None:
-    small = is_small(__doc__)
-    few, many = (1, 3) if small else (3, 9)
+    few, many = (1, 3) if is_small(__doc__) else (3, 9)
     races = [
         ("trace-transfer --help", [*COMMAND, "--help"], many, "goal: below 0.1 s"),
         ("limit: importing click", CLICK, many, ""),

@@ -56,8 +56,7 @@ def test_a_model_in_another_state(tiny, tmp_path):
         ("apply", [two, one], "begins with; 1 of its "),
         ("revert", [one], "none that was reverted before"),
     ):
-        told = refused(command, base, *patches, "--out", tmp_path / "out")
-        assert message in told
+        assert message in refused(command, base, *patches, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 

@@ -155,5 +155,4 @@ def test_a_prompt_that_ends_with_the_space_of_the_answer():
     (example,), (prompt,) = data.examples, encode_prompts(spec(), records(conversation).records, tokenizer).ids
     assert example.input_ids[: len(prompt)] == prompt and data.notes == (f"{PARTED}: 1",)
     assert learned(example, tokenizer) == "the fox</s>"
-    spaced = metaspace_tokenizer(headed)
-    assert encode_task(spec(), records(conversation), spaced).notes == ()
+    assert encode_task(spec(), records(conversation), metaspace_tokenizer(headed)).notes == ()

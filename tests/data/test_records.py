@@ -280,8 +280,7 @@ def test_columns_that_change_what_a_record_means(read, column, value):
     with pytest.raises(TaskError, match=rf"record 1: {column} is .*\(ignore: \[{column}\] leaves it out\)"):
         read([row, row | {column: value}])
     assert len(read([row, row | {column: value}], ignore=[column]).records) == 2
-    harmless = {"weight": 1, "label": True}.get(column)
-    assert read([row | {column: harmless}]).notes == ()
+    assert read([row | {column: {"weight": 1, "label": True}.get(column)}]).notes == ()
 
 
 def test_what_is_not_read_is_told(read):

@@ -37,8 +37,7 @@ def test_the_error_of_a_ratio_is_that_of_many_draws():
 def test_batches(lengths, batch_size, most):
     batches = batches_by_length(lengths, batch_size, most)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    flat = [lengths[index] for batch in batches for index in batch]
-    assert flat == sorted(lengths, reverse=True)
+    assert [lengths[index] for batch in batches for index in batch] == sorted(lengths, reverse=True)
     for batch in batches:
         assert 1 <= len(batch) <= batch_size
         assert most is None or len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= most

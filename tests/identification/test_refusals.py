@@ -94,5 +94,4 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_examples(command, tmp_pat
 def test_a_disk_without_room_is_refused_before_training(command, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    told = message(*command)
-    assert "1,000 bytes are free, but the deltas of 2 warm starts need" in told
+    assert "1,000 bytes are free, but the deltas of 2 warm starts need" in message(*command)

@@ -24,8 +24,7 @@ def experts(state):
 
 @pytest.mark.parametrize("family", (*FUSED, *AS_THEY_ARE))
 def test_a_model_is_written_as_transformers_writes_it(tiny, tmp_path, family):
-    state = state_of(tiny(family))
-    write_model(state, tmp_path / "model", Silent())
+    write_model(state_of(tiny(family)), tmp_path / "model", Silent())
     assert same_bits(stored(tmp_path / "model"), stored(tiny(family)))
     assert same_bits(loaded(tmp_path / "model"), loaded(tiny(family)))
 

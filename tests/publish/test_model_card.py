@@ -96,8 +96,7 @@ def test_a_licence_that_is_not_known_is_left_out(tiny, tmp_path):
 
 
 def test_where_a_carried_core_set_came_from(tiny, tmp_path):
-    file = core_of(tiny("llama"), tmp_path / "math.core.json", core_sets(4)["math"])
-    core = read_any(file)
+    core = read_any(core_of(tiny("llama"), tmp_path / "math.core.json", core_sets(4)["math"]))
     model = core.model.model_copy(update={"id": "/home/someone/models/Tiny-Qwen"})
     transfer = Transfer(
         model=model, core_sha256="0" * 64, layer_match_sha256="1" * 64, rules=("qwen3", "llama"), carry="scores"

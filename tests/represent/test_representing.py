@@ -108,8 +108,7 @@ def test_max_examples_and_max_length(tiny, tasks, tmp_path):
     assert plan.num_texts == (5, 5, 5)
     assert {len(text) for text in plan.models[0].ids} == {6}
     assert plan.models[0].num_cut == 15
-    file = run(plan, tmp_path / "out", Silent())
-    assert file.settings["num_cut"] == {"m": 15}
+    assert run(plan, tmp_path / "out", Silent()).settings["num_cut"] == {"m": 15}
 
 
 @pytest.fixture

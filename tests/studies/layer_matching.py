@@ -1,7 +1,7 @@
 """Which rows, representation, transform and policy match layers best? Known truth and stability, as two tables.
 
     python -m tests.studies.layer_matching truth MODEL [--seeds 3]      disguised copies of a LLaMA model
-    python -m tests.studies.layer_matching pair SOURCE TARGET           stability on two real models
+    python -m tests.studies.layer_matching pair SOURCE TARGET           stability on two real models, both directions
 
 Each model is read once; all kinds of rows, both representations and both transforms are taken from that one pass.
 `--texts` and `--splits` make it shorter. Tables are Markdown, on stdout.
@@ -30,10 +30,14 @@ from trace_transfer.transfer.policies import POLICIES, Matrix, depth_pairs
 from trace_transfer.transfer.probing import REPRESENTATIONS, TRANSFORMS, LayerRows, read_layers
 from trace_transfer.transfer.records import LayerPair, rated
 from trace_transfer.transfer.settings import MapSettings
-from trace_transfer.transfer.similarity import SIMILARITIES, GramStack, Halves, pack_layer, packed_length, split_halves
+from trace_transfer.transfer.similarity import SIMILARITIES, GramStack, pack_layer, packed_length, split_halves
 
 ROWS = ("boundary", "word", "example")
 Stacks = dict[tuple[str, str, str], GramStack]  # (rows, representation, transform)
+COMBINED = {
+    "mean of both": lambda stream_ST, update_ST: (stream_ST + update_ST) / 2,
+    "scaled mean": lambda stream_ST, update_ST: (stream_ST / stream_ST.std() + update_ST / update_ST.std()) / 2,
+}
 
 
 class Variant(NamedTuple):
@@ -92,26 +96,36 @@ def _read(model: OpenModel, plans: dict[str, RowPlan], readings: dict[str, Readi
 
 def variants() -> Iterator[Variant]:
     policies = [name for name, one in POLICIES.items() if one.control is None]
-    yield from map(Variant._make, product(ROWS, REPRESENTATIONS, TRANSFORMS, ("cka-debiased",), policies))
+    representations = (*REPRESENTATIONS, *COMBINED)
+    yield from map(Variant._make, product(ROWS, representations, TRANSFORMS, ("cka-debiased",), policies))
     yield Variant.of(MapSettings.of("paper"))
 
 
-def score_truth(variant: Variant, source: Stacks, target: Stacks, truth: list[int]) -> tuple[int, float]:
+def similarities(variant: Variant, source: Stacks, target: Stacks, num_splits: int) -> list[Matrix]:
+    """[S, T] of all texts, then of both halves of each split."""
+    if combine := COMBINED.get(variant.representation):
+        parts = [variant._replace(representation=name) for name in REPRESENTATIONS]
+        return list(map(combine, *(similarities(one, source, target, num_splits) for one in parts)))
+    both, measure = (source[variant[:3]], target[variant[:3]]), SIMILARITIES[variant.similarity]
+    halves = split_halves(*both, measure, num_splits=num_splits, seed=0)
+    return [measure(*both).numpy(), *(half for split in halves for half in split)]
+
+
+def matched(variant: Variant, similarity_ST: Matrix) -> tuple[tuple[LayerPair, ...], bool]:
+    """The pairs, and whether target layers chose."""
+    policy = POLICIES[variant.policy]
+    by_target = policy.target_chooses(similarity_ST.shape)
+    return rated(policy(similarity_ST), similarity_ST, by_target), by_target
+
+
+def score_truth(variant: Variant, similarity_ST: Matrix, truth: list[int]) -> tuple[int, float]:
     """How many layers' true partner was chosen, and the median margin of these choices."""
-    pairs, by_target, _ = matched(variant, source[variant[:3]], target[variant[:3]])
+    pairs, by_target = matched(variant, similarity_ST)
     chosen = {p.target: p.source for p in pairs} if by_target else {p.source: p.target for p in pairs}
     true = set(enumerate(truth))
     found = sum(chosen[t] == s if by_target else chosen.get(s) == t for s, t in true)
     margins = [p.margin for p in pairs if p.margin is not None and (p.source, p.target) in true]
     return found, float(np.median(margins)) if margins else float("nan")
-
-
-def matched(variant: Variant, source: GramStack, target: GramStack) -> tuple[tuple[LayerPair, ...], bool, Matrix]:
-    """The pairs, whether target layers chose, and the similarity."""
-    similarity_ST = SIMILARITIES[variant.similarity](source, target).numpy()
-    policy = POLICIES[variant.policy]
-    by_target = policy.target_chooses(similarity_ST.shape)
-    return rated(policy(similarity_ST), similarity_ST, by_target), by_target, similarity_ST
 
 
 @click.group()
@@ -132,9 +146,9 @@ def truth(model: str, seeds: int, texts: int) -> None:
         with tempfile.TemporaryDirectory() as directory:
             known = disguise(Path(model), Path(directory) / "copy", insert=3, seed=seed)
             copy = open_model(Path(directory) / "copy", registry)
-            source, target = read_pair(original, copy, probe)
+            stacks = read_pair(original, copy, probe)
         for variant in variants():
-            results.setdefault(variant, []).append(score_truth(variant, source, target, known))
+            results.setdefault(variant, []).append(score_truth(variant, *similarities(variant, *stacks, 0), known))
     print(f"\n{seeds} disguised copies of {original.name}, 3 layers inserted in each, {texts} texts.\n")
     print("| rows | representation | transform | similarity | policy | layers found | median margin | |")
     print("|---|---|---|---|---|---|---|---|")
@@ -149,31 +163,32 @@ def truth(model: str, seeds: int, texts: int) -> None:
 @click.option("--texts", default=480, show_default=True)
 @click.option("--splits", default=10, show_default=True)
 def pair(source: str, target: str, texts: int, splits: int) -> None:
-    """Stability over texts, coverage, margins and agreement with depth, for two real models."""
+    """Stability over texts, coverage, margins and agreement with depth, for two real models in both directions."""
     registry = load_families()
     models = open_model(source, registry), open_model(target, registry)
     stacks = read_pair(*models, shortened(texts))
-    names = f"{models[0].name} → {models[1].name}"
-    print(f"\n{names}, {texts} texts, {splits} splits into halves without a text in common.\n")
-    print("| rows | representation | transform | similarity | policy | target layers used | median margin | "
-          "same choice | ±1 | as by depth, ±1 | gain over depth, held out | |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    halves_of: dict[tuple[str, ...], Halves] = {}
-    for variant in variants():
-        both = stacks[0][variant[:3]], stacks[1][variant[:3]]
-        if variant[:4] not in halves_of:
-            measure = SIMILARITIES[variant.similarity]
-            halves_of[variant[:4]] = split_halves(*both, measure, num_splits=splits, seed=0)
-        rated_pairs, by_target, similarity_ST = matched(variant, *both)
-        pairs = tuple((pair.source, pair.target) for pair in rated_pairs)
-        stability, _, (mean, deviation) = split_half_stability(
-            halves_of[variant[:4]], POLICIES[variant.policy], pairs, by_target
-        )
-        used, count = len({target for _, target in pairs}), similarity_ST.shape[1]
-        margin = np.median([p.margin for p in rated_pairs])
-        _, near = agreement(pairs, depth_pairs(similarity_ST.shape, by_target=by_target), by_target)
-        told = f"{used} of {count} | {margin:+.4f} | {stability.same:.3f} | {stability.within_one:.3f} | {near:.2f}"
-        print(f"| {' | '.join(variant)} | {told} | {mean:+.3f} ± {deviation:.3f} | {variant.label} |", flush=True)
+    of = {variant[:4]: variant for variant in variants()}
+    found = {key: similarities(variant, *stacks, splits) for key, variant in of.items()}
+    for one, other, turn in ((*models, False), (*models[::-1], True)):
+        print(f"\n{one.name} → {other.name}, {texts} texts, {splits} splits into halves without a text in common.\n")
+        print("| rows | representation | transform | similarity | policy | target layers used | median margin | "
+              "same choice | ±1 | as by depth, ±1 | gain over depth, held out | |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+        for variant in variants():
+            print(row(variant, [matrix.T if turn else matrix for matrix in found[variant[:4]]]), flush=True)
+
+
+def row(variant: Variant, matrices: list[Matrix]) -> str:
+    whole, halves = matrices[0], tuple(zip(matrices[1::2], matrices[2::2], strict=True))
+    rated_pairs, by_target = matched(variant, whole)
+    pairs = tuple((pair.source, pair.target) for pair in rated_pairs)
+    stability, _, (mean, deviation) = split_half_stability(halves, POLICIES[variant.policy], pairs, by_target)
+    used, margin = len({target for _, target in pairs}), np.median([p.margin for p in rated_pairs])
+    _, near = agreement(pairs, depth_pairs(whole.shape, by_target=by_target), by_target)
+    told = (
+        f"{used} of {whole.shape[1]} | {margin:+.4f} | {stability.same:.3f} | {stability.within_one:.3f} | {near:.2f}"
+    )
+    return f"| {' | '.join(variant)} | {told} | {mean:+.3f} ± {deviation:.3f} | {variant.label} |"
 
 
 def shortened(texts: int) -> ProbeSet:

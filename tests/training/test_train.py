@@ -60,8 +60,7 @@ def moved(model, out):
 
 def test_trace_moves_the_core_sets_alone(train, model):
     out = train("--method", "trace")
-    names = {name for core in core_sets(3).values() for name in core}
-    assert moved(model, out) == names
+    assert moved(model, out) == {name for core in core_sets(3).values() for name in core}
     before, after = weights(model), weights(out / "model")
     rows = torch.ones(before["model.layers.2.mlp.up_proj.weight"].shape[0], dtype=torch.bool)
     rows[[0, 1, 2, 8]] = False
