@@ -33,8 +33,7 @@ def test_rules_list_shows_every_family_of_the_repository(unpacked):
     assert Path(listed.stdout.splitlines()[0]).is_relative_to(unpacked)
     families = sorted(file.stem for file in (ROOT / "rules").glob("*.yaml"))
     assert len(families) >= 10
-    first = {line.split()[0] for line in listed.stdout.splitlines() if line[:1].strip()}
-    assert set(families) <= first
+    assert set(families) <= {line.split()[0] for line in listed.stdout.splitlines() if line[:1].strip()}
 
 
 def test_data_and_licence_are_inside(unpacked):

@@ -90,8 +90,7 @@ def to_csv(table: Table) -> str:
     headings = ((h, f"{h}: low", f"{h}: high") if s else (h,) for h, s in zip(table.header, spread, strict=True))
     writer.writerow(chain.from_iterable(headings))
     for row in table.rows:
-        cells = (_csv_cells(cell, s) for cell, s in zip(row, spread, strict=True))
-        writer.writerow(chain.from_iterable(cells))
+        writer.writerow(chain.from_iterable(_csv_cells(cell, s) for cell, s in zip(row, spread, strict=True)))
     return text.getvalue()
 
 

@@ -39,8 +39,7 @@ class _Console(Console):
 def console(*, stderr: bool = False) -> Console:
     """Standard output, as wide as `width` says, or standard error, as wide as it is."""
     stream = unguarded(sys.stderr if stderr else sys.stdout)
-    columns = None if stderr else width()
-    return _Console(file=stream, width=columns, markup=False, highlight=False, emoji=False)
+    return _Console(file=stream, width=None if stderr else width(), markup=False, highlight=False, emoji=False)
 
 
 def drawn(draw: Callable[[Page], None]) -> str:

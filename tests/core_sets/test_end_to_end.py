@@ -80,8 +80,7 @@ def test_a_list_that_was_exported_comes_back(tiny, tmp_path):
     base = tiny("phi3")
     rows = {"lm_head.weight": ((0, 2), (5, 512)), "model.layers.1.mlp.gate_up_proj.weight": ((0, 80),),
             "model.layers.1.input_layernorm.weight": None}  # fmt: skip
-    core = core_of(base, tmp_path / "math.core.json", rows)
-    exported, text = export_core([core], "axolotl")
+    exported, text = export_core([core_of(base, tmp_path / "math.core.json", rows)], "axolotl")
     (tmp_path / "list.yaml").write_text(text, encoding="utf-8")
     back = import_patterns(tmp_path / "list.yaml", base, "math")
     (tmp_path / "back.core.json").write_text(to_json(back), encoding="utf-8")

@@ -12,8 +12,7 @@ from trace_transfer.core_sets.trainer_settings import ExportError, write_peft
 @pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("name", FEATURED)
 def test_lists_and_patterns_train_the_core_set(name, kind, trainer):
-    core = core_set(name, SETS[kind](name))
-    text = FORMATS[trainer].write(core)
+    text = FORMATS[trainer].write(core_set(name, SETS[kind](name)))
     found = getattr(trainers, trainer.replace("-", "_"))(fresh(name), text)
     assert found == set(SETS[kind](name))
 

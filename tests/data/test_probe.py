@@ -139,8 +139,7 @@ def test_the_shipped_probe_set():
 def test_the_hash_is_that_of_the_texts(tmp_path):
     lines = load_probe(write(tmp_path, "a\nb\nc\nd\nb\nb\n"))
     assert lines.texts == ("a", "b", "c", "d")
-    paragraphs = load_probe(write(tmp_path, "a\n\nb\n\nc\n\nd", "other.txt"))
-    assert lines.sha256 == paragraphs.sha256
+    assert lines.sha256 == load_probe(write(tmp_path, "a\n\nb\n\nc\n\nd", "other.txt")).sha256
     assert lines.sha256 != load_probe(write(tmp_path, "a\nb\nd\nc\n", "third.txt")).sha256
 
 

@@ -76,8 +76,7 @@ def test_resumed_is_the_same_to_the_bit(results, out, case):
     assert resumed.keys() == undisturbed.keys()
     assert [name for name in resumed if not torch.equal(resumed[name], undisturbed[name])] == []
     assert (out / f"{case}-resumed" / "loss.csv").read_text() == (out / case / "loss.csv").read_text()
-    evaluations = read_evaluations(out / f"{case}-resumed" / "eval.csv")
-    assert [one.step for one in evaluations] == [2, 4, 6]
+    assert [one.step for one in read_evaluations(out / f"{case}-resumed" / "eval.csv")] == [2, 4, 6]
 
 
 def test_evaluated_as_by_one_process(models, out, tmp_path):

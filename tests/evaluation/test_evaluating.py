@@ -49,8 +49,7 @@ def values(file):
 
 
 def test_what_is_written(tiny, tmp_path):
-    suite = load_suite(write_suite(tmp_path / "suite"))
-    found = run(tiny("llama"), suite, tmp_path / "out")
+    found = run(tiny("llama"), load_suite(write_suite(tmp_path / "suite")), tmp_path / "out")
     assert read_any(tmp_path / "out" / "evaluation.json", EvaluationFile) == found
     assert found.model.family == "llama" and found.suite == "mine" and found.settings["dtype"] == "float32"
     assert found.fingerprint == state_of(tiny("llama")).fingerprint

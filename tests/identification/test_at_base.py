@@ -148,8 +148,7 @@ def test_single_parameters_train_alone_and_are_proved(tiny, tasks, of_parameters
     items = [f"- {{name: {task}, data: {tasks.parent / task}.jsonl, core: {cores}/{task}.core.json}}" for task in SIZES]
     stream.write_text("\n".join(["tasks:", *items]), "utf-8")
     options = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 4, "zero": 0}
-    done = train(base, stream, out=tmp_path / "out", **options)
-    counts = done.verification.counts
+    counts = train(base, stream, out=tmp_path / "out", **options).verification.counts
     wanted = {task: tt.read(cores / f"{task}.core.json").parameters_chosen for task in SIZES}
     union = {(n, p) for chosen in wanted.values() for n, part in chosen.items() for p in part.indices.tolist()}
     assert counts["frozen MOVED"].elements == 0

@@ -96,8 +96,7 @@ def test_a_file_cut_short_or_of_other_bytes_is_refused(written, tmp_path):
 @pytest.mark.parametrize(("name", "lacks"), [("blk.1.ffn_up.weight", "mlp.up_proj"), ("token_embd.weight", "embed")])
 def test_a_file_that_does_not_fit_its_config_is_refused_at_the_door(tmp_path, name, lacks):
     """Names and shapes are compared before a value is read, as those of other weights."""
-    model = build_model(build_config("llama", **SIZES, head_dim=24))
-    file = write_gguf(model, tmp_path / "whole.gguf")
+    file = write_gguf(build_model(build_config("llama", **SIZES, head_dim=24)), tmp_path / "whole.gguf")
     load_config(ModelSource.parse(file))
     renamed = tmp_path / "renamed.gguf"
     renamed.write_bytes(file.read_bytes().replace(name.encode(), name.replace("w", "v").encode()))

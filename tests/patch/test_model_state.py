@@ -76,8 +76,7 @@ def test_a_state_is_what_patches_make_of_the_base(tiny, tmp_path, monkeypatch, f
     assert not same_bits(values(states[0]), values(states[1])) and len({state.fingerprint for state in states}) == 3
     trained = set(states[2].patched)
     assert 0 < len(trained) < len(states[0].shapes)
-    wanted = F32 if save_dtype == "float32" else dtype
-    assert {states[2].dtype(name) for name in trained} == {wanted}
+    assert {states[2].dtype(name) for name in trained} == {F32 if save_dtype == "float32" else dtype}
     assert {states[2].dtype(name) for name in states[2].shapes.keys() - trained} == {dtype}
 
 
@@ -114,8 +113,7 @@ def test_a_gguf_file_as_a_base(tmp_path):
     model = build_model(build_config("llama"))
     state = state_of(write_gguf(model, tmp_path / "tiny.gguf"))
     patch = make_patch(state, tmp_path / "p", Mask({"model.norm.weight": Slice(0, ((3, 9),))}), 1)
-    final = state.apply(patch)
-    write_model(final, tmp_path / "model", Silent())
+    write_model(state.apply(patch), tmp_path / "model", Silent())
     expected = {name: parameter.detach() for name, parameter in model.named_parameters()}
     expected["model.norm.weight"][3:9] = patch.after("model.norm.weight")
     assert same_bits(loaded(tmp_path / "model"), expected)

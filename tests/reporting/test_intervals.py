@@ -33,8 +33,7 @@ def test_few_and_equal_values():
 
 
 def test_how_often_they_hold_the_truth():
-    values = np.random.default_rng(0).normal(size=(2000, 3))
-    low, high = np.transpose([*map(interval, values)])
+    low, high = np.transpose([*map(interval, np.random.default_rng(0).normal(size=(2000, 3)))])
     assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.95, abs=0.025)
 
 

@@ -71,7 +71,6 @@ def test_the_picture(tmp_path: Path):
 
 
 def test_of_many_tasks_the_extremes_are_told():
-    many = drawn(tasks=tuple(f"t{i}" for i in range(8)))
-    table = table_of(many[0])
+    table = table_of(drawn(tasks=tuple(f"t{i}" for i in range(8)))[0])
     assert table.header[3:5] == ("nearest tasks", "farthest tasks")
     assert re.fullmatch(r"[\d.e+-]+ \(t\d – t\d\)", table.rows[0][3])

@@ -106,8 +106,7 @@ def test_all_tasks_in_one():
     assert (stage.label, stage.data.task, stage.tasks) == ("joint", "joint", ("law", "math", "code"))
     assert stage.data.examples == TASKS[2].examples + TASKS[0].examples + TASKS[1].examples
     assert stage.data.num_records == 350
-    other = make_task(300, 7, "law")
-    parts = (TASKS, TASKS[::-1], TASKS[:2], (*TASKS[:2], other))
+    parts = (TASKS, TASKS[::-1], TASKS[:2], (*TASKS[:2], make_task(300, 7, "law")))
     assert len({mixed("joint", one).sha256 for one in parts}) == 4
     assert mixed("joint", TASKS).sha256 == mixed("other", TASKS).sha256
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from tests.core_files import write_core
@@ -13,7 +14,8 @@ from trace_transfer.errors import UserError
 from trace_transfer.models.sources import numel
 from trace_transfer.transfer import draw
 from trace_transfer.transfer.draw import render_estimate, render_summary
-from trace_transfer.transfer.mapping import estimate, plan_map
+from trace_transfer.transfer.mapping import carry_along, estimate, plan_map
+from trace_transfer.transfer.policies import depth_pairs
 from trace_transfer.transfer.records import Depth, LayerPair, Stability
 from trace_transfer.transfer.settings import MapSettings
 
@@ -61,6 +63,23 @@ def test_core_files_of_another_match_may_not_stay(tiny, texts, result):
         map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", **again)
     assert read(texts.with_name("out") / "layer_match.json").policy == "coverage"
     map_models(tiny("qwen2"), tiny("gpt2"), match="argmax", core=[texts.with_name("math.core.json")], **again)
+
+
+def test_by_depth_neither_model_is_read(tiny, copy_of, tmp_path):
+    """Configs are enough; core sets are carried along the pairs of equal depth."""
+    source, target = copy_of("qwen2"), copy_of("gpt2", n_layer=5)
+    core = write_core(source, tmp_path / "math.core.json")
+    for file in (*source.glob("model*"), *target.glob("model*")):
+        file.unlink()
+    result = map_models(source, target, core=[core], match="depth", out=tmp_path / "out", cache=None)
+    layers = result.match.source.num_layers, result.match.target.num_layers
+    assert tuple((pair.source, pair.target) for pair in result.match.pairs) == depth_pairs(layers, by_target=True)
+    assert result.carried[0].core.core and np.isnan(result.similarity).all() and result.similarity.shape == layers
+    assert "neither model was read" in " ".join(render_summary(result).split())
+    settings = MapSettings(match="depth", cache=None)
+    assert estimate(plan_map(source, target, (), settings), settings).peak_bytes == 0
+    (again,) = carry_along(source, target, tmp_path / "out", [core], how="scores", ratio=None, rules=(), out=tmp_path)
+    assert again.core.core == result.carried[0].core.core
 
 
 @pytest.mark.parametrize(

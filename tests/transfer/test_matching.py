@@ -57,11 +57,10 @@ def test_layers_that_cannot_be_told_apart_are_named():
     assert not told(matched(source, target, num_splits=10)[0], "pairs are ambiguous")
 
 
-@pytest.mark.parametrize("policy", ["depth", "shuffled"])
-def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(policy):
+def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth():
     source, target = stacks()
     deeper = source, GramStack(target.packed_LP[[0, 1, 1, 2, 3, 3, 4]], target.texts)
-    match, similarity = matched(*deeper, policy, num_splits=3, seed=4)
+    match, similarity = matched(*deeper, "shuffled", num_splits=3, seed=4)
     assert match.chosen_by == "target"
     assert told(match, "a control, not a match") and not told(match, "CKA adds little to depth")
     assert {pair.target for pair in match.pairs} == set(range(7))
@@ -72,11 +71,7 @@ def test_a_control_says_that_it_is_one_and_reports_what_its_pairs_are_worth(poli
         assert pair.margin == pair.similarity - column.max()
         assert column[pair.runner_up] == column.max()
     assert set(match.policy_agreement) == {"argmax", "one-to-one", "monotone", "coverage"}
-    if policy == "depth":
-        assert (match.depth.agreement, match.depth.mean_similarity_gain) == (1.0, 0.0)
-        assert {pair.flip_rate for pair in match.pairs} == {0.0}  # no text changes it
-    else:
-        assert matched(*deeper, policy, seed=1)[0].pairs != match.pairs
+    assert matched(*deeper, "shuffled", seed=1)[0].pairs != match.pairs
 
 
 def test_few_texts_and_degenerate_layers_are_told():

@@ -81,8 +81,7 @@ def test_a_fused_target_gets_the_rows_of_the_component_and_a_fused_source_gives_
 def test_rows_that_are_only_part_of_a_component_do_not_come_across_and_are_told(llama):
     phi = model("phi3", 2, pad_token_id=0)
     name = "model.layers.0.self_attn.qkv_proj.weight"
-    core = core_file(phi, {name: 1.0}, 0.05, **{name: [(0, 40)]})
-    result = carried(core, phi, llama)
+    result = carried(core_file(phi, {name: 1.0}, 0.05, **{name: [(0, 40)]}), phi, llama)
     assert set(core_of(result)) == {"model.layers.0.self_attn.q_proj.weight"}
     (reason,) = [why for dropped, why in result.dropped.items() if "[32:48]" in dropped]
     assert "only 50% of its parameters are core" in reason

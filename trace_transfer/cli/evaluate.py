@@ -59,8 +59,7 @@ def evaluate_command(
 
     quiet_libraries()
     suite = load_suite(suite_name).with_data(data).only(only)
-    state = ModelState(ModelSource.parse(model), Patch.open_all(patches))
-    plan = plan_evaluation(state, suite, settings)
+    plan = plan_evaluation(ModelState(ModelSource.parse(model), Patch.open_all(patches)), suite, settings)
     hash_weights([model], Terminal())
     if dry_run:
         require_same_weights(plan, out)  # as `evaluate` does

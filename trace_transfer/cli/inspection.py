@@ -61,8 +61,8 @@ def draw(path: Path, console: Console) -> None:
 
 def _draw_layer_match(page: Page, match: LayerMatch, path: Path) -> None:
     draw_match(page, match, f"Layer match: {model_line(match.source)} → {model_line(match.target)}")
-    page.line(f"{match.probe.rows} rows of {match.probe.num_texts} texts ({match.probe.name}), {match.transform}")
-    page.line()
+    read = f"{match.probe.rows} rows of {match.probe.num_texts} texts ({match.probe.name}), {match.transform}"
+    page.line((read if match.probe.num_texts else "neither model was read") + "\n")
     beside = path.with_name("similarity.safetensors")
     if beside.is_file():
         similarity = read_similarities(beside, match)[match.representation]

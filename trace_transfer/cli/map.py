@@ -58,7 +58,7 @@ def map_command(
         check_out(plan, out, settings)  # as `run_map` does
         click.echo(render_estimate(plan, estimate(plan, settings)))
         return
-    if settings.cache is not None:
+    if settings.cache is not None and plan.rows.sizes:
         hash_weights([src, dst], Terminal())
     result = run_map(plan, out, settings, Terminal())
     click.echo(render_summary(result))

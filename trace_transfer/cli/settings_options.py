@@ -34,8 +34,7 @@ def setting_options(kind: type[Settings], *, profiles: str = "", without: Collec
         @wraps(function)
         def command(ctx: click.Context, /, config: Path | None, **given: Any) -> Any:
             names = {one.name for one in known} | ({"profile"} if profiles else set())
-            values = {name: given.pop(name) for name in names}
-            return function(settings=_settings(kind, ctx, config, values), **given)
+            return function(settings=_settings(kind, ctx, config, {name: given.pop(name) for name in names}), **given)
 
         for one in reversed(known):
             command = _option(one, schemas[one.name])(command)

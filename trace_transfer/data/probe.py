@@ -85,6 +85,9 @@ class RowPlan:
     target: Reading
 
 
+NO_ROWS = RowPlan("none", torch.empty(0), (), *[Reading((), torch.empty(0, 2))] * 2)  # of models that are not read
+
+
 class _Encoded(NamedTuple):
     """A text as read by one tokenizer: ids, and (start, end) characters of each token, None for special tokens."""
 

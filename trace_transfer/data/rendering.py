@@ -218,8 +218,7 @@ def render_chat(
         else:
             apart.append(own)
             notes.append(APART)
-    texts = [*apart, Rendered(whole, tuple(inside))] if inside else apart
-    return Written(tuple(texts), tuple(notes))
+    return Written((*apart, Rendered(whole, tuple(inside))) if inside else tuple(apart), tuple(notes))
 
 
 def _own(template: ChatTemplate, messages: Sequence[Message]) -> Written:

@@ -243,8 +243,7 @@ class Run:
         self.stop.check(f"after step {done} of {self.plan.num_steps}")
 
     def _status(self, done: int) -> str:
-        tokens = sum(step.tokens for step in self.steps[done:])
-        rate = tokens / max(time.monotonic() - self.began, 1e-9)
+        rate = sum(step.tokens for step in self.steps[done:]) / max(time.monotonic() - self.began, 1e-9)
         held_out = f" · held-out {self.evaluations[-1].loss:.3f}" if self.evaluations else ""
         return f"loss {self.steps[-1].loss:.3f}{held_out} · {rate:,.0f} tokens/s"
 

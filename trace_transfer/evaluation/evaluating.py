@@ -130,8 +130,7 @@ def plan_evaluation(model: ModelState | str | Path, suite: Suite, settings: Eval
     config, tokenizer = state.config, load_tokenizer(state.source)
     device = resolve_device(settings.device) if settings.backend == "hf" else "cuda"
     require_attention(config, settings.attention)
-    prepared = prepare_suite(suite, settings, tokenizer, config)
-    return EvaluationPlan(state, suite, settings, prepared, tokenizer, device)
+    return EvaluationPlan(state, suite, settings, prepare_suite(suite, settings, tokenizer, config), tokenizer, device)
 
 
 def require_same_weights(plan: EvaluationPlan, out: Path) -> None:

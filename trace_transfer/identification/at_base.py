@@ -141,8 +141,7 @@ def _cells(mask: Mask, moments: Moments) -> Tensor:
     zeros, part = torch.zeros_like(moments.value), mask.parts.get(moments.name)
     if part is None:
         return zeros + float(mask.trains(moments.name))
-    index = index_of(part, zeros.device)
-    return with_part(zeros, part, index, torch.ones_like(taken(zeros, part)))
+    return with_part(zeros, part, index_of(part, zeros.device), torch.ones_like(taken(zeros, part)))
 
 
 class BestPlaces:

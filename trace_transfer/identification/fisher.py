@@ -211,8 +211,7 @@ def _trusted_sites(
     """The forms that agree with the one-example loop on two short texts of different length, padded to one."""
     first = min(examples, key=lambda example: abs(len(example.input_ids) - TRIAL_TOKENS))
     ids = first.input_ids[:TRIAL_TOKENS]
-    texts = ids, ids[: max(2, 2 * len(ids) // 3)]
-    groups = [(replace(first, input_ids=text, labels=text),) for text in texts]
+    groups = [(replace(first, input_ids=some, labels=some),) for some in (ids, ids[: max(2, 2 * len(ids) // 3)])]
     sites, run, by_loop = find_sites(model), Pass(Totals(model, {})), Totals(model, {})
     with captured(sites, run):
         backward(model, layers, prepare(groups, _device(model)), run, streamed)

@@ -126,8 +126,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def load(self, model: PreTrainedModel, wanted: Callable[[str], bool], device: Any, dtype: torch.dtype) -> None:
         names = self._names_for(model)
-        on_disk = self._read(key for key, name in names.at_run_time.items() if wanted(name))
-        names.load(on_disk, device, dtype)
+        names.load(self._read(key for key, name in names.at_run_time.items() if wanted(name)), device, dtype)
         self.settle(model, wanted)
         values = (*model.named_parameters(), *model.named_buffers())
         require_finite(

@@ -124,8 +124,7 @@ class _Entered:
 def _enter(source: ModelSource) -> _Entered:
     assert source.directory is not None
     found = [(file.name, file.stat()) for file in sorted(source.directory.iterdir()) if file.is_file()]
-    state = tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
-    return _enter_at(source, state)
+    return _enter_at(source, tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found))
 
 
 @lru_cache(maxsize=64)

@@ -288,5 +288,4 @@ class PatchedModel(BaseModel):
         wanted, patched = list(names), set(self.state.patched)
         others = super().values((name for name in wanted if name not in patched), dtype)
         for name in wanted:
-            value = self.state.value(name) if name in patched else next(others)[1]
-            yield name, value.to(dtype)
+            yield name, (self.state.value(name) if name in patched else next(others)[1]).to(dtype)

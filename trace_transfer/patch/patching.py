@@ -149,8 +149,7 @@ def _on_base(state: ModelState, patch: Patch) -> Iterator[tuple[PatchEntry, Tens
         ours = entry.part_of(state.value(entry.name))
         before, after = patch.before(entry.name), patch.after(entry.name)
         added = (ours.double() + (after.double() - before.double())).to(after.dtype)
-        values = torch.where(differing(ours, before), added, after)
-        yield replace(entry, before_dtype=ours.dtype), ours, values
+        yield replace(entry, before_dtype=ours.dtype), ours, torch.where(differing(ours, before), added, after)
 
 
 # ---- proof of what moved

@@ -111,8 +111,7 @@ def front(summary: Summary) -> list[Plot]:
     origin = Marks("base model", np.zeros((1, 2)), GREY, 11, "x-thin", GREY, hollow=True, texts=["base model"])
     unit = ", points" if shares else ""
     axes = Axis(title=f"learned{unit} (more is better)"), Axis(title=f"lost{unit} (less is better)")
-    panel = Panel(*axes, WIDTH, HEIGHT + 40, marks=[*marks, origin])
-    return _plot([panel], "Learned and lost") if both else []
+    return _plot([Panel(*axes, WIDTH, HEIGHT + 40, marks=[*marks, origin])], "Learned and lost") if both else []
 
 
 def _metric(found: EvaluationRecord) -> str:
@@ -146,8 +145,7 @@ def _bars(points: Sequence[Interval], share: bool) -> np.ndarray:
 
 
 def _panel(title: str, x: Axis, y_title: str, marks: Sequence[Marks]) -> Panel:
-    width = (WIDTH - GAP * (COLUMNS - 1)) / COLUMNS
-    return Panel(x, Axis(title=y_title), width, HEIGHT, marks=marks, title=title)
+    return Panel(x, Axis(title=y_title), (WIDTH - GAP * (COLUMNS - 1)) / COLUMNS, HEIGHT, marks=marks, title=title)
 
 
 def _plot(panels: Sequence[Panel], title: str) -> list[Plot]:

@@ -143,16 +143,14 @@ def figure(file: RepresentationFile, coordinates: Sequence[Points2], texts: Sequ
         numbers = f"silhouette {model.silhouette:.3f}, S {mean_distance(np.array(model.distances)):.4g}"
         title = f"{shortened(model.label, int(side / figures.CHARACTER))}\n{numbers}"
         x, y = _square(np.concatenate(shown) if unified else shown[index])
-        gap = GAP if index % columns else 0
-        panels.append(Panel(x, y, side, side, (), marks, title, gap))
+        panels.append(Panel(x, y, side, side, (), marks, title, GAP if index % columns else 0))
     kinds = {model.model.names_sha256 for model in file.models}
     compare = UNIFIED + (OTHER_KINDS if len(kinds) > 1 else "") if unified else SEPARATE
     caption = CAPTION.format(compare=compare if count > 1 else "")
     more = f"{to_markdown(table_of(file))}\n\n{TOLD}"
     few = len(file.tasks) <= MOST_PAIRS
     title = f"Last-layer representations of {', '.join(file.tasks) if few else f'{len(file.tasks)} tasks'}"
-    rows = [Row("", panels, columns=columns)]
-    return Figure(title, _subtitle(file), rows, caption=caption, more=more)
+    return Figure(title, _subtitle(file), [Row("", panels, columns=columns)], caption=caption, more=more)
 
 
 def _subtitle(file: RepresentationFile) -> str:

@@ -143,8 +143,7 @@ def norms_and_random(case: Case, head: bool = False) -> Mask:
     room = case.size - fixed.numel(case.shapes)
     if room < 0:
         raise MaskError(f"{case.file}: its core set is smaller than what this control always trains: raise its ratio")
-    others = [one for one in case.scored if not fixed.trains(one.name)]
-    return fixed if room == 0 else fixed | case.drawn(others, room)
+    return fixed if room == 0 else fixed | case.drawn([one for one in case.scored if not fixed.trains(one.name)], room)
 
 
 def shuffled_layers(case: Case) -> Mask:

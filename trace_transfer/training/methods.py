@@ -159,8 +159,7 @@ def some_of(data: TaskData, count: int, seed: int) -> TaskData:
 
 
 def _everything(stream: Stream, data: TaskData, parts: Sequence[TaskData]) -> Stage:
-    mask = Mask.everything(stream.anatomy.inventory.shapes)
-    return Stage(data.task, data, mask, tuple(part.task for part in parts))
+    return Stage(data.task, data, Mask.everything(stream.anatomy.inventory.shapes), tuple(part.task for part in parts))
 
 
 def _task_problems(settings: StreamSettings, given: Sequence[str]) -> list[str]:

@@ -40,8 +40,8 @@ CAPTION = (
     "where both hold the same information up to rotation and scale, and about 0 where they have nothing in common. "
     "Dots are the matched pairs; a hollow dot is ambiguous, because other texts often choose another layer. Diamonds "
     "are runners-up. On the dashed line both layers are equally deep in their models. Grey cells have no value: "
-    "the layer gives the same row for every text. Point at a cell to read its values; drag to zoom in, double-click to "
-    "zoom out."
+    "the layer gives the same row for every text, or depth alone decided. Point at a cell to read its values; drag to "
+    "zoom in, double-click to zoom out."
 )
 
 
@@ -89,6 +89,7 @@ def figure_of(match: LayerMatch, similarities: Mapping[str, Matrix]) -> Figure:
         rows.append(row(similarity, pairs, match, names, title))
     probe = match.probe
     subtitle = f"{match.similarity}, {probe.rows} rows, {match.policy} match, {probe.num_texts} texts, {used}"
+    subtitle = subtitle if probe.num_texts else f"{match.policy} match, no texts"
     caption = CAPTION.format(source=escaped(names[0]), target=escaped(names[1]))
     title = f"Layer match: {names[0]} → {names[1]}"
     return Figure(title, match.verdict, rows, subtitle, "no value", caption, alone=True)
@@ -133,7 +134,7 @@ def _places(pairs: Sequence[Pair]) -> NDArray[np.float64]:
 def _texts(similarity: Matrix, pairs: Sequence[LayerPair], seconds: Sequence[Pair]) -> list[list[str]]:
     texts = [
         [f"source layer {source} → target layer {target}\n"
-         + (f"CKA {value:.3f}" if np.isfinite(value) else "no CKA: a degenerate layer")
+         + (f"CKA {value:.3f}" if np.isfinite(value) else "no CKA")
          for target, value in enumerate(values)]
         for source, values in enumerate(similarity.tolist())
     ]  # fmt: skip
@@ -198,7 +199,8 @@ def draw_match(page: Page, match: LayerMatch, title: str) -> None:
     if match.depth:
         depth = f"{match.depth.agreement:.0%}, {match.depth.within_one:.0%} to within one layer"
         rows.append(("same as relative depth", depth))
-    page.table(("layer match", f"{match.policy}, {match.similarity}, {match.representation}"), rows, title)
+    how = f"{match.policy}, {match.similarity}, {match.representation}" if match.probe.num_texts else match.policy
+    page.table(("layer match", how), rows, title)
 
 
 def _draw_cores(page: Page, carried: tuple[Carried, ...]) -> None:
@@ -250,7 +252,8 @@ def render_estimate(page: Page, plan: MapPlan, estimate: MapEstimate) -> None:
         f"{sum(plan.rows.sizes):,} rows in {len(plan.rows.sizes)} minibatches from {len(plan.probe.texts)} texts; peak "
         f"about {size(estimate.peak_bytes)} beside the libraries; on {', '.join(dict.fromkeys(plan.devices))} in "
         f"{str(plan.dtype).removeprefix('torch.')} at {estimate.flops_per_second / 1e9:,.0f} GFLOP/s."
-    )
+        if plan.rows.sizes else "Layers are paired by relative depth alone: neither model is read."
+    )  # fmt: skip
     for model in models:
         anatomy = model.anatomy
         kinds = Counter(

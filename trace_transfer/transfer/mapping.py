@@ -23,7 +23,7 @@ import torch
 
 from trace_transfer.core_sets.core_file import CoreFile
 from trace_transfer.core_sets.selection import core_path
-from trace_transfer.data.probe import ProbeSet, RowPlan, load_probe, plan_rows
+from trace_transfer.data.probe import NO_ROWS, ProbeSet, RowPlan, load_probe, plan_rows
 from trace_transfer.errors import ArtefactError, UserError, listing
 from trace_transfer.families.correspondence import Correspondence
 from trace_transfer.families.model_handle import OpenModel, load_tokenizer, open_model, require_vocabulary
@@ -46,8 +46,8 @@ from trace_transfer.progress import Reporter
 from trace_transfer.records import Strict, library_versions, read_artefact, to_json
 from trace_transfer.transfer.draw import HEATMAPS, MATCH, SIMILARITY, write_heatmap
 from trace_transfer.transfer.matching import massive_warnings, match_layers
-from trace_transfer.transfer.policies import Matrix
-from trace_transfer.transfer.probing import REPRESENTATIONS, Grams, read_grams
+from trace_transfer.transfer.policies import POLICIES, Matrix
+from trace_transfer.transfer.probing import NOT_READ, REPRESENTATIONS, Grams, read_grams
 from trace_transfer.transfer.records import CorrespondenceFile, LayerMatch, ProbeRecord
 from trace_transfer.transfer.settings import MapSettings
 from trace_transfer.transfer.similarity import SIMILARITIES, packed_length
@@ -94,14 +94,16 @@ def plan_map(src: str | Path, dst: str | Path, cores: Sequence[str | Path], sett
     registry = load_families([Path(path) for path in settings.rules])
     source, target = open_model(src, registry), open_model(dst, registry)
     opened = open_cores(cores, source)
-    probe = load_probe(settings.probe)
-    rows = plan_rows(
-        probe, load_tokenizer(source.source), load_tokenizer(target.source), kind=settings.rows,
-        num_minibatches=1 if settings.rows == "example" else settings.minibatches, max_length=settings.max_length,
-        seed=settings.seed,
-    )  # fmt: skip
-    for model, reading in ((source, rows.source), (target, rows.target)):
-        require_vocabulary(model.source.name, reading.ids, model.config)
+    probe, rows = ProbeSet("none", ()), NO_ROWS
+    if POLICIES[settings.match].reads:
+        probe = load_probe(settings.probe)
+        rows = plan_rows(
+            probe, load_tokenizer(source.source), load_tokenizer(target.source), kind=settings.rows,
+            num_minibatches=1 if settings.rows == "example" else settings.minibatches, max_length=settings.max_length,
+            seed=settings.seed,
+        )  # fmt: skip
+        for model, reading in ((source, rows.source), (target, rows.target)):
+            require_vocabulary(model.source.name, reading.ids, model.config)
     device = resolve_device(settings.device)
     other = device if settings.target_device is None else resolve_device(settings.target_device)
     for model in (source, target):
@@ -140,7 +142,8 @@ def estimate(plan: MapPlan, settings: MapSettings) -> MapEstimate:
         hidden = padded * model.config.get_text_config().hidden_size
         seconds = 2 * padded * elements.total() / speed  # two operations per weight and token, paddings included
         size = plan.dtype.itemsize
-        found.append(ModelEstimate(max(elements.values()) * size, hidden * size, 4 * grams, seconds))
+        largest = max(elements.values()) * size if batches else 0
+        found.append(ModelEstimate(largest, hidden * size, 4 * grams, seconds))
     first, second = (2 * one.layer_bytes + one.hidden_bytes + one.gram_bytes for one in found)  # the next layer, too
     peak = first + second if plan.at_once else max(first, found[0].gram_bytes + second)  # Gram matrices are kept
     return MapEstimate((found[0], found[1]), speed, peak)
@@ -165,21 +168,22 @@ def check_out(plan: MapPlan, out: str | Path, settings: MapSettings) -> None:
 
 
 def run_map(plan: MapPlan, out: str | Path, settings: MapSettings, reporter: Reporter) -> MapResult:
-    """Carry the plan out: read both models, match, translate, write, draw."""
+    """Carry the plan out: read both models, unless depth alone decides, match, translate, write, draw."""
     check_out(plan, out, settings)
-    weights = [open_checkpoint(model.source) for model in (plan.source, plan.target)]  # both are there, or none is read
+    models = (plan.source, plan.target) if plan.rows.sizes else ()
+    weights = [open_checkpoint(model.source) for model in models]  # both are there, or none is read
     with held(out) as directory:
         remove_leftovers(directory)
-        source, target = _read_both(plan, weights, settings, reporter)
+        source, target = _read_both(plan, weights, settings, reporter) if models else (NOT_READ, NOT_READ)
         used = settings.representation
         probe = ProbeRecord(
             name=plan.probe.name, sha256=plan.probe.sha256, num_texts=len(plan.probe.texts), rows=plan.rows.kind,
             num_minibatches=len(plan.rows.sizes), num_rows=sum(plan.rows.sizes), max_length=settings.max_length,
             seed=settings.seed,
         )  # fmt: skip
-        with reporter.task("matching layers", len(source.stacks)) as advance:
+        with reporter.task("matching layers", len(source.stacks) or 1) as advance:
             match, similarity_ST = match_layers(
-                source.stacks[used], target.stacks[used], num_splits=settings.splits,
+                source.stacks.get(used), target.stacks.get(used), num_splits=settings.splits,
                 source=plan.source.identity, target=plan.target.identity, probe=probe,
                 similarity=settings.similarity, representation=used, transform=settings.transform,
                 policy=settings.match, settings=settings.recorded(), libraries=library_versions(),

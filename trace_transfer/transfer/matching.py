@@ -24,11 +24,12 @@ SHOWN = 12  # layers or pairs that a warning names
 
 
 def match_layers(
-    source: GramStack, target: GramStack, /, *, num_splits: int, **about: Any
-) -> tuple[LayerMatch, Matrix]:  # fmt: skip
+    source: GramStack | None, target: GramStack | None, /, *, num_splits: int, **about: Any
+) -> tuple[LayerMatch, Matrix]:
     """Compare all layers of two models and choose pairs.
 
     Args:
+        source, target: None where the policy reads neither; all similarities are NaN then.
         num_splits: random splits of the texts into halves for stability; 0 for none.
         about: what `LayerMatch` says of models, texts and settings; its `similarity` and `policy` are used, and the
             seed of its `probe` draws the splits and the `shuffled` control.
@@ -43,8 +44,16 @@ def match_layers(
     def choose(similarity_ST: Matrix) -> Pairs:
         return policy(similarity_ST, seed)
 
-    matrix_ST: Matrix = measure(source, target).numpy()
+    unread = np.full((about["source"].num_layers, about["target"].num_layers), np.nan)
+    matrix_ST: Matrix = unread if source is None or target is None else measure(source, target).numpy()
     pairs, by_target = choose(matrix_ST), policy.target_chooses(matrix_ST.shape)
+    used = [{pair[side] for pair in pairs} for side in (0, 1)]
+    unmatched = [tuple(i for i in range(count) if i not in used[side]) for side, count in enumerate(matrix_ST.shape)]
+    about |= {"chosen_by": "target" if by_target else "source"}
+    about |= {"unmatched_sources": unmatched[0], "unmatched_targets": unmatched[1]}
+    if source is None or target is None:
+        about |= {"similarity": "none", "warnings": (policy.control,)}
+        return LayerMatch(pairs=rated(pairs, matrix_ST, by_target), **about), matrix_ST
     if np.isnan([matrix_ST[pair] for pair in pairs]).all():
         raise ProbeError(
             f"no pair of the {about['policy']} match has a similarity: the rows of the probe set do not differ in one "
@@ -57,17 +66,13 @@ def match_layers(
     exact, near = agreement(pairs, depth_pairs(matrix_ST.shape, by_target=by_target), by_target)
     found = rated(pairs, matrix_ST, by_target, flip_rates)
     flat = [tuple(np.flatnonzero(np.isnan(matrix_ST).all(axis=side)).tolist()) for side in (1, 0)]
-    used = [{pair[side] for pair in pairs} for side in (0, 1)]
-    unmatched = [tuple(i for i in range(count) if i not in used[side]) for side, count in enumerate(matrix_ST.shape)]
     others = {name: other for name, other in POLICIES.items() if other is not policy and other.control is None}
     depth = Depth(
         agreement=exact, within_one=near, mean_similarity_gain=_gain(pairs, matrix_ST, by_target),
         held_out_gain=held_out,
     )  # fmt: skip
     match = LayerMatch(
-        chosen_by="target" if by_target else "source", pairs=found,
-        unmatched_sources=unmatched[0], unmatched_targets=unmatched[1],
-        degenerate_sources=flat[0], degenerate_targets=flat[1], stability=stability, depth=depth,
+        pairs=found, degenerate_sources=flat[0], degenerate_targets=flat[1], stability=stability, depth=depth,
         policy_agreement={name: jaccard(Counter(pairs), Counter(other(matrix_ST))) for name, other in others.items()},
         warnings=tuple(_warnings(max(source.sizes), found, depth, policy, flat)), **about,
     )  # fmt: skip

@@ -32,6 +32,7 @@ class Policy:
     deeper_chooses: bool = False
     control: str | None = None  # what the layer match warns of; None for a policy that is no control
     draws: bool = False  # whether `choose` takes a seed, too
+    reads: bool = True  # whether similarities decide; of a policy for which they do not, neither model is read
 
     def __call__(self, similarity_ST: Matrix, seed: int = 0) -> Pairs:
         return self.choose(similarity_ST, seed) if self.draws else self.choose(similarity_ST)
@@ -90,10 +91,10 @@ def coverage(similarity_ST: Matrix) -> Pairs:
 
 @policy(
     "depth",
-    "relative depth alone, whatever is similar",
+    "relative depth alone; neither model is read",
     deeper_chooses=True,
-    control="a control, not a match: layers are paired by relative depth alone, whatever is similar; its pairs are the "
-    "same on all texts",
+    control="layers are paired by relative depth alone: neither model was read, so nothing says how alike they are",
+    reads=False,
 )
 def by_depth(similarity_ST: Matrix) -> Pairs:
     """Each layer of the deeper model with the layer at the same relative depth."""
@@ -180,5 +181,4 @@ def _with_ties_broken(similarity_ST: Matrix) -> Matrix:
     depth_S, depth_T = (np.linspace(0, 1, count) for count in similarity_ST.shape)
     distance_ST = np.abs(depth_S[:, None] - depth_T[None, :])
     order_T = np.arange(num_target) / (num_target * num_source * 4 * max(num_source, num_target))
-    nudged_ST = similarity_ST - TIE * (distance_ST + order_T[None, :])
-    return np.where(np.isnan(similarity_ST), WORST, nudged_ST)
+    return np.where(np.isnan(similarity_ST), WORST, similarity_ST - TIE * (distance_ST + order_T[None, :]))

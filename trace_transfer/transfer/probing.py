@@ -62,6 +62,9 @@ class Grams:
     largest: dict[str, Tensor]
 
 
+NOT_READ = Grams({}, dict.fromkeys(REPRESENTATIONS, torch.empty(0, 2)))
+
+
 def unit_rows(rows_Rd: Tensor) -> Tensor:
     """Rows scaled to unit norm: what the next layer's RMSNorm sees, and one outlier row counts as any other."""
     norms_R1: Tensor = torch.linalg.vector_norm(rows_Rd, dim=1, keepdim=True)

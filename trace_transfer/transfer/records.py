@@ -21,7 +21,7 @@ class ProbeRecord(Strict):
     name: Name
     sha256: str
     num_texts: int
-    rows: Literal["boundary", "word", "example"]
+    rows: Literal["boundary", "word", "example", "none"]
     num_minibatches: int
     num_rows: int
     max_length: int
@@ -116,6 +116,8 @@ class LayerMatch(Strict):
     @property
     def verdict(self) -> str:
         """One line: whether the match can be used, and why."""
+        if not self.probe.num_texts:
+            return "by relative depth alone: --match coverage reads both models and says what it gains over that"
         if self.stability is None:
             return "untested: too few texts, or no --splits, to test the match on other texts"
         word, ambiguous = "usable", sum(pair.is_ambiguous for pair in self.pairs)

@@ -186,8 +186,7 @@ def subset(stack: GramStack, keep: Tensor) -> GramStack:
     for (n, own_LP), index in zip(stack.minibatches, stack.texts, strict=True):
         rows = keep[index].nonzero().flatten()
         if len(rows) >= MIN_ROWS:
-            at_once = max(1, ENTRIES_AT_ONCE // len(rows) ** 2)  # layers
-            some = own_LP.split(at_once)
+            some = own_LP.split(max(1, ENTRIES_AT_ONCE // len(rows) ** 2))  # layers
             parts.append(torch.cat([packed(centre(unpacked(some_LP, n, rows))) for some_LP in some]))
             texts.append(index[rows])
     return GramStack(torch.cat(parts, dim=1), tuple(texts))
