@@ -91,7 +91,7 @@ def coverage(similarity_ST: Matrix) -> Pairs:
 
 @policy(
     "depth",
-    "relative depth alone; neither model is read",
+    "relative depth alone, which reads neither model",
     deeper_chooses=True,
     control="layers are paired by relative depth alone: neither model was read, so nothing says how alike they are",
     reads=False,

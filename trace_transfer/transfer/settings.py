@@ -22,7 +22,7 @@ else:
     MatchPolicy = Literal[tuple(POLICIES)]
 WHICH_MATCH = (
     "; ".join(f"{name}: {one.help}" for name, one in POLICIES.items() if not one.control)
-    + ". Controls, for comparison only: "
+    + ". Controls: "
     + "; ".join(f"{name}: {one.help}" for name, one in POLICIES.items() if one.control)
     + "."
 )
