@@ -62,8 +62,8 @@ def load_tokenizer(source: ModelSource) -> Any:
         special = set(tokenizer.all_special_ids)
         tokens = tokenizer.encode(ORDINARY_TEXT, add_special_tokens=False)
     except Exception as error:  # transformers raises many kinds; each is one message to the user
-        why = first_line(error).rstrip(".")
-        raise ModelError(f"{source.name}: its tokenizer cannot be read: {why}") from error
+        why = f"(.json, .model or vocab files) cannot be read: {first_line(error).rstrip('.: ')}"
+        raise ModelError(f"{source.name}: its tokenizer {why}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{source.name}: its tokenizer has no fast version, which is needed for character offsets")
     # Where its files are missing transformers makes a tokenizer all the same for many families (Qwen, GPT-2, Gemma …),
