@@ -101,14 +101,18 @@ def variants() -> Iterator[Variant]:
     yield Variant.of(MapSettings.of("paper"))
 
 
-def similarities(variant: Variant, source: Stacks, target: Stacks, num_splits: int) -> list[Matrix]:
-    """[S, T] of all texts, then of both halves of each split."""
-    if combine := COMBINED.get(variant.representation):
-        parts = [variant._replace(representation=name) for name in REPRESENTATIONS]
-        return list(map(combine, *(similarities(one, source, target, num_splits) for one in parts)))
-    both, measure = (source[variant[:3]], target[variant[:3]]), SIMILARITIES[variant.similarity]
-    halves = split_halves(*both, measure, num_splits=num_splits, seed=0)
-    return [measure(*both).numpy(), *(half for split in halves for half in split)]
+def similarities(source: Stacks, target: Stacks, num_splits: int) -> dict[tuple[str, ...], list[Matrix]]:
+    """Of each variant but its policy, [S, T] of all texts, then of both halves of each split."""
+    found: dict[tuple[str, ...], list[Matrix]] = {}
+    for key in dict.fromkeys(variant[:4] for variant in variants()):
+        rows, representation, transform, name = key
+        if combine := COMBINED.get(representation):  # they come after those that they are made of
+            found[key] = list(map(combine, *(found[rows, one, transform, name] for one in REPRESENTATIONS)))
+            continue
+        both, measure = (source[key[:3]], target[key[:3]]), SIMILARITIES[name]
+        halves = split_halves(*both, measure, num_splits=num_splits, seed=0)
+        found[key] = [measure(*both).numpy(), *(half for split in halves for half in split)]
+    return found
 
 
 def matched(variant: Variant, similarity_ST: Matrix) -> tuple[tuple[LayerPair, ...], bool]:
@@ -146,9 +150,9 @@ def truth(model: str, seeds: int, texts: int) -> None:
         with tempfile.TemporaryDirectory() as directory:
             known = disguise(Path(model), Path(directory) / "copy", insert=3, seed=seed)
             copy = open_model(Path(directory) / "copy", registry)
-            stacks = read_pair(original, copy, probe)
+            found = similarities(*read_pair(original, copy, probe), 0)
         for variant in variants():
-            results.setdefault(variant, []).append(score_truth(variant, *similarities(variant, *stacks, 0), known))
+            results.setdefault(variant, []).append(score_truth(variant, *found[variant[:4]], known))
     print(f"\n{seeds} disguised copies of {original.name}, 3 layers inserted in each, {texts} texts.\n")
     print("| rows | representation | transform | similarity | policy | layers found | median margin | |")
     print("|---|---|---|---|---|---|---|---|")
@@ -166,9 +170,7 @@ def pair(source: str, target: str, texts: int, splits: int) -> None:
     """Stability over texts, coverage, margins and agreement with depth, for two real models in both directions."""
     registry = load_families()
     models = open_model(source, registry), open_model(target, registry)
-    stacks = read_pair(*models, shortened(texts))
-    of = {variant[:4]: variant for variant in variants()}
-    found = {key: similarities(variant, *stacks, splits) for key, variant in of.items()}
+    found = similarities(*read_pair(*models, shortened(texts)), splits)
     for one, other, turn in ((*models, False), (*models[::-1], True)):
         print(f"\n{one.name} → {other.name}, {texts} texts, {splits} splits into halves without a text in common.\n")
         print("| rows | representation | transform | similarity | policy | target layers used | median margin | "
@@ -185,10 +187,8 @@ def row(variant: Variant, matrices: list[Matrix]) -> str:
     stability, _, (mean, deviation) = split_half_stability(halves, POLICIES[variant.policy], pairs, by_target)
     used, margin = len({target for _, target in pairs}), np.median([p.margin for p in rated_pairs])
     _, near = agreement(pairs, depth_pairs(whole.shape, by_target=by_target), by_target)
-    told = (
-        f"{used} of {whole.shape[1]} | {margin:+.4f} | {stability.same:.3f} | {stability.within_one:.3f} | {near:.2f}"
-    )
-    return f"| {' | '.join(variant)} | {told} | {mean:+.3f} ± {deviation:.3f} | {variant.label} |"
+    told = f"{used} of {whole.shape[1]} | {margin:+.4f} | {stability.same:.3f} | {stability.within_one:.3f}"
+    return f"| {' | '.join(variant)} | {told} | {near:.2f} | {mean:+.3f} ± {deviation:.3f} | {variant.label} |"
 
 
 def shortened(texts: int) -> ProbeSet:

@@ -201,7 +201,7 @@ class ChoiceRecord(NamedTuple):
 
 
 def prepare_choices(spec: EvaluationSpec, reading: Reading) -> Prepared:
-    """Read the records and encode each choice as an answer, of which only its own tokens are supervised."""
+    """Read the records; each choice is encoded as an answer, and only the answer's tokens are supervised."""
     records, notes = read_choices(spec, reading)
     conversations = tuple(
         Record(record.number, (Message("user", record.prompt), Message("assistant", choice, True)))
