@@ -67,6 +67,7 @@ class ScoreKeywords(TypedDict, total=False):
     cosine: Literal["plain", "corrected"]
     exclude: str | Sequence[str]
     within: str | PathLike[str] | None
+    prior: str | PathLike[str] | None
     min_elements: int
 
 

@@ -19,7 +19,7 @@ from trace_transfer import identify, train, verify
 from trace_transfer.core_sets.masks import Mask
 from trace_transfer.data.encoding import read_tasks
 from trace_transfer.engine.slices import outside, taken
-from trace_transfer.errors import FrozenMovedError
+from trace_transfer.errors import ArtefactError, FrozenMovedError, UserError
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.identification.at_base import BestPlaces
@@ -177,3 +177,28 @@ def test_what_is_chosen_from_another_core_set_is_in_it(tiny, tasks, tmp_path, un
         if up in mask.parts:
             assert outside(allowed, mask.parts[up]).sum() == allowed.sum() - taken(allowed, mask.parts[up]).numel()
         assert 0 < mask.numel(shapes) <= max(0.01 * sum(map(numel, shapes.values())), numel(shapes[query]))
+
+
+@pytest.mark.parametrize("unit", ["tensors", "rows"])
+def test_a_prior_multiplies_the_scores_of_its_tensors(tiny, tasks, tmp_path, unit):
+    """Of a tensor of which it has a part, rows elsewhere get the mean of all others."""
+    base, up = tiny("qwen2"), "model.layers.2.mlp.up_proj.weight"
+    for task in SIZES:
+        (tmp_path / "from").mkdir(exist_ok=True)
+        file = core_of(base, tmp_path / f"from/{task}.core.json", {up: ((3, 20),)})
+    options = {"method": "snr", "unit": unit, "gradient_examples": 3}
+    plain = identify(base, tasks, out=tmp_path / "plain", **options)
+    weighed = identify(base, tasks, out=tmp_path / "out", prior=tmp_path / "from", **options)
+    given = {one.name: one.score for one in tt.read(file).parameters}
+    for before, core in zip(plain.cores, weighed.cores, strict=True):
+        outside_of = {p.place for p in core.parameters if p.name == up and p.rows and not 3 <= p.rows[0][0] < 20}
+        mean = np.mean([given[p.name] for p in core.parameters if p.place not in outside_of])
+        scores = {p.place: p.score * (mean if p.place in outside_of else given[p.name]) for p in before.parameters}
+        assert len(outside_of) == (0 if unit == "tensors" else 80 - 17)
+        assert {p.place: p.score for p in core.parameters} == pytest.approx(scores)
+    with pytest.raises(UserError, match="--prior: has a score for each tensor"):
+        identify(base, tasks, out=tmp_path / "no", prior=tmp_path / "from", **{**options, "unit": "parameters"})
+    parameters = tuple(one.model_copy(update={"score": -1.0}) for one in tt.read(file).parameters)
+    core_of(base, tmp_path / "from/math.core.json", [up], parameters=parameters)
+    with pytest.raises(ArtefactError, match="a prior needs scores, none below zero"):
+        identify(base, tasks, out=tmp_path / "no", prior=tmp_path / "from", **options)

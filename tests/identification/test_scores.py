@@ -79,7 +79,8 @@ def test_the_registry_is_what_can_be_chosen():
     for name, method in METHODS.items():
         assert set(method.ignores) <= ScoreSettings.names()
         assert method.score.__doc__
-        assert set(ScoreSettings(method=name).deciding()) == ScoreSettings.names() - {*method.ignores, "within"}
+        expected = ScoreSettings.names() - {*method.ignores, "within", "prior"}
+        assert set(ScoreSettings(method=name).deciding()) == expected
 
 
 @everything

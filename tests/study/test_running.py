@@ -263,16 +263,17 @@ def test_scores_at_the_base_are_those_of_identify(copied, tmp_path):
         assert ours.parameters == core.parameters
 
 
-def test_the_targets_own_gradients_choose_within_what_was_carried(copied, tmp_path):
-    write_file(copied.parent, methods=["transfer-lf", "transfer-snr-rows"])
-    assert run(copied) == {"map": 1, "identify": 1, "train": 1, "evaluate": 1}
-    steps = cell(copied, "transfer-snr-rows")
-    asked = {"method": "snr", "unit": "rows", "ratio": 0.2, "max_length": 64, "within": steps["map"]}
+def test_the_targets_own_gradients_choose_by_what_was_carried(copied, tmp_path):
+    write_file(copied.parent, methods=["transfer-lf", "transfer-snr-rows", "prior-snr-rows"])
+    assert run(copied) == {"map": 1, "identify": 2, "train": 2, "evaluate": 2}
     tasks = task_file(tmp_path / "tasks.yaml", copied.parent)
-    for core in tt.identify(copied.parent / "qwen3", tasks, out=tmp_path / "found", **asked).cores:
-        ours, carried = (read_any(steps[name] / f"{core.task}.core.json", CoreFile) for name in ("refine", "map"))
-        assert ours.parameters == core.parameters
-        assert ours.core and {one.name for one in ours.core} <= {one.name for one in carried.core}
+    for method, how in (("transfer-snr-rows", "within"), ("prior-snr-rows", "prior")):
+        steps = cell(copied, method)
+        asked = {"method": "snr", "unit": "rows", "ratio": 0.2, "max_length": 64, how: steps["map"]}
+        for core in tt.identify(copied.parent / "qwen3", tasks, out=tmp_path / how, **asked).cores:
+            ours, carried = (read_any(steps[name] / f"{core.task}.core.json", CoreFile) for name in ("refine", "map"))
+            assert ours.parameters == core.parameters
+            assert ours.core and (how == "prior" or {p.name for p in ours.core} <= {p.name for p in carried.core})
 
 
 def test_several_at_a_time(copied, finished):

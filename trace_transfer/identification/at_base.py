@@ -28,7 +28,7 @@ from trace_transfer.identification.deltas import gram_of
 from trace_transfer.identification.fisher import draw
 from trace_transfer.identification.gradients import BaseGradients, Moments
 from trace_transfer.identification.scores import METHODS, ScoreSettings, mean_noise
-from trace_transfer.identification.scoring import Array, ScoreInputs, masks_within, takes_part
+from trace_transfer.identification.scoring import Array, Known, ScoreInputs, takes_part
 from trace_transfer.identification.settings import IdentifySettings
 from trace_transfer.identification.warm_starting import parts_of
 from trace_transfer.models.checkpoints import open_checkpoint
@@ -64,7 +64,7 @@ def at_base(
     )  # fmt: skip
     if score.unit != "parameters":
         return inputs
-    within = masks_within(score, inputs.tasks, base.identity)
+    within = Known.of(score, inputs.tasks, base.identity).masks
     with reporter.task("choosing parameters", num_layers) as gradients.advance:
         return replace(inputs, chosen=_best_parameters(gradients, inputs, score, within))
 

@@ -76,7 +76,7 @@ def plan_identify(
         raise UserError(f"{score.method} is taken at the base: leave --tuned out ({', '.join(tuned)})")
     if with_scores:
         _check(settings, names, 1 if models else start.replicates)
-        scoring.masks_within(score, names, opened.identity)  # refuses what does not fit
+        scoring.Known.of(score, names, opened.identity)  # refuses what does not fit
     if models:
         plan_deltas(opened, models)  # refuses what does not fit before anything is trained
     untrained = [] if at_base else [task for task in data if task.task not in tuned]

@@ -224,7 +224,7 @@ class ScoreSettings(Settings):
     """From deltas and Fisher information to a core set: what the paper leaves open, each with a default."""
 
     GROUP: ClassVar[str] = "Scoring"
-    LATER: ClassVar[frozenset[str]] = frozenset({*AT_BASE, "within"})
+    LATER: ClassVar[frozenset[str]] = frozenset({*AT_BASE, "within", "prior"})
     # `paper` is the text, section 3.2; `authors-code` what its published code does: 150 batches of 2, 10 %, cosine 0.
     PROFILES: ClassVar = {
         "default": {},
@@ -280,6 +280,11 @@ class ScoreSettings(Settings):
     within: Path | None = setting(
         None,
         "Choose only from the core sets in this directory (TASK.core.json), such as those that map has carried over.",
+        metavar="DIRECTORY",
+    )
+    prior: Path | None = setting(
+        None,
+        "Multiply the scores of tensors and rows by those that core files in this directory give their tensors.",
         metavar="DIRECTORY",
     )
     min_elements: Count = setting(1, "Leave out tensors with fewer parameters than this.")

@@ -140,6 +140,8 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
     if settings.unit == "parameters" and (num_replicates > 1 or not settings.at_base):
         able = ", ".join(name for name, one in METHODS.items() if one.of_parameters is not None)
         raise UserError(f"--unit parameters: single parameters are scored by {able}, with one replicate of each task")
+    if settings.unit == "parameters" and settings.prior is not None:
+        raise UserError("--prior: has a score for each tensor, which tells rows and tensors apart, not parameters")
     if settings.cosine == "corrected" and num_replicates < 2:
         raise UserError("cosine 'corrected' needs the reliability of two replicates of every task: --replicates 2")
     components = (*LAYER_COMPONENTS, *OUTSIDE_COMPONENTS)
@@ -148,18 +150,47 @@ def check_settings(settings: ScoreSettings, tasks: Sequence[str], num_replicates
         raise UserError("exclude: no such components:\n" + listing(unknown) + f"\nthere are {', '.join(sorted(known))}")
 
 
-def masks_within(settings: ScoreSettings, tasks: Sequence[str], model: ModelIdentity) -> dict[str, Mask]:
-    """Each task's core set in the directory that it is to be chosen from, if there is one."""
-    found: dict[str, Mask] = {}
-    if settings.within is None:
-        return found
-    for task in tasks:
-        file = settings.within / f"{task}.core.json"
-        core: CoreFile = read_artefact(file, CoreFile)
-        if core.model.names_sha256 != model.names_sha256:
-            raise ArtefactError(f"{file}: is of {core.model.id}, another model than {model.id}; carry it over with map")
-        found[task] = Mask.of_core(core, {one.name: one.shape for one in core.parameters}, {}, str(file))
-    return found
+@dataclass(frozen=True)
+class Known:
+    """What core files of the same model say of each task beforehand, such as those that were carried over."""
+
+    masks: Mapping[str, Mask]  # the core sets that are chosen from; empty without `within`
+    priors: Mapping[str, tuple[CoreTensor, ...]]  # the scored tensors that scores are multiplied by; empty without
+
+    @classmethod
+    def of(cls, settings: ScoreSettings, tasks: Sequence[str], model: ModelIdentity) -> Known:
+        """Read them; an ArtefactError for those of another model, or for priors below zero."""
+        masks, priors = dict[str, Mask](), dict[str, tuple[CoreTensor, ...]]()
+        for directory, task in [(one, task) for one in (settings.within, settings.prior) if one for task in tasks]:
+            file = directory / f"{task}.core.json"
+            core: CoreFile = read_artefact(file, CoreFile)
+            if core.model.names_sha256 != model.names_sha256:
+                raise ArtefactError(f"{file}: is of {core.model.id}, not of {model.id}; carry it over with map")
+            if directory == settings.within:
+                masks[task] = Mask.of_core(core, {one.name: one.shape for one in core.parameters}, {}, str(file))
+            if directory == settings.prior:
+                priors[task] = tuple(one for one in core.parameters if one.score is not None)
+                if not any(one.score for one in priors[task]) or any((one.score or 0.0) < 0 for one in priors[task]):
+                    raise ArtefactError(f"{file}: a prior needs scores, none below zero; lf with min-max gives such")
+        return cls(masks, priors)
+
+    def prior_P(self, task: str, entries: Sequence[CoreTensor]) -> Array:
+        """What each entry's score is multiplied by: the score of its tensor, of the highest part of one that is fused;
+        the mean of the others where there is none."""
+        parts: dict[str, list[CoreTensor]] = {}
+        for one in self.priors[task]:
+            parts.setdefault(one.name, []).append(one)
+        found = [[one.score or 0.0 for one in parts.get(entry.name, ()) if _overlap(one, entry)] for entry in entries]
+        prior_P: Array = np.array([max(scores, default=np.nan) for scores in found])
+        prior_P[np.isnan(prior_P)] = np.nanmean(prior_P)
+        return prior_P
+
+
+def _overlap(one: CoreTensor, other: CoreTensor) -> bool:
+    return all(
+        mine is None or theirs is None or any(a < d and c < b for a, b in mine for c, d in theirs)
+        for mine, theirs in zip(one.place[1:], other.place[1:], strict=True)
+    )
 
 
 def core_files(inputs: ScoreInputs, settings: ScoreSettings) -> tuple[CoreFile, ...]:
@@ -169,7 +200,7 @@ def core_files(inputs: ScoreInputs, settings: ScoreSettings) -> tuple[CoreFile, 
     method = {"name": recorded.pop("method"), **recorded, **made_with}
     if settings.unit == "parameters":
         method["unit"] = "tensors"  # until they are chosen
-    found = _core_sets(inputs, inputs.statistics(), settings, masks_within(settings, inputs.tasks, inputs.model))
+    found = _core_sets(inputs, inputs.statistics(), settings, Known.of(settings, inputs.tasks, inputs.model))
     cores = tuple(
         CoreFile(task=task, model=inputs.model, method=method, parameters=tensors, libraries=library_versions())
         for task, tensors in zip(inputs.tasks, found, strict=True)
@@ -180,13 +211,17 @@ def core_files(inputs: ScoreInputs, settings: ScoreSettings) -> tuple[CoreFile, 
 
 
 def _core_sets(
-    inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings, within: Mapping[str, Mask]
+    inputs: ScoreInputs, statistics: Statistics, settings: ScoreSettings, known: Known
 ) -> list[tuple[CoreTensor, ...]]:
     unit = "tensors" if settings.unit == "parameters" else settings.unit  # those are chosen afterwards
     every = all_scores(statistics, settings, takes_part(inputs.entries, settings))
-    for number, task in enumerate(inputs.tasks if within else ()):
-        part_P = takes_part(inputs.entries, settings, within[task])
-        every[number] = all_scores(statistics, settings, part_P)[number]
+    for number, task in enumerate(inputs.tasks):
+        if known.masks:
+            part_P = takes_part(inputs.entries, settings, known.masks[task])
+            every[number] = all_scores(statistics, settings, part_P)[number]
+        if known.priors:
+            prior_P = known.prior_P(task, inputs.entries)
+            every[number] = Scores(every[number].score_P * prior_P, {**every[number].terms, "prior": prior_P})
     return [
         select([_scored(entry, scores, index) for index, entry in enumerate(inputs.entries)], settings.ratio, unit)
         for scores in every
@@ -229,19 +264,19 @@ def stability(inputs: ScoreInputs, settings: ScoreSettings) -> StabilityFile:
     beside how far those of different tasks do: of the chosen method, and of others that the same inputs allow."""
     possible = {"lf": inputs.fisher_PN is not None, "cs": len(inputs.tasks) > 1, "l2": True}
     others = [] if settings.at_base else [name for name, fits in possible.items() if fits]
-    within = masks_within(settings, inputs.tasks, inputs.model)
+    known = Known.of(settings, inputs.tasks, inputs.model)
     methods = tuple(
-        _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"}), within)
+        _method_stability(inputs, settings.model_copy(update={"method": name, "cosine": "plain"}), known)
         for name in dict.fromkeys([settings.method, *others])
     )
     reliability = inputs.replicate_cosines()
     return StabilityFile(model=inputs.model, methods=methods, reliability=reliability, libraries=library_versions())
 
 
-def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, within: Mapping[str, Mask]) -> MethodStability:
+def _method_stability(inputs: ScoreInputs, settings: ScoreSettings, known: Known) -> MethodStability:
     first, second = (
         [{p.place: p.num_elements for p in tensors if p.core} for tensors in found]
-        for found in (_core_sets(inputs, inputs.statistics(index), settings, within) for index in (0, 1))
+        for found in (_core_sets(inputs, inputs.statistics(index), settings, known) for index in (0, 1))
     )
     sets = dict(zip(inputs.tasks, zip(first, second, strict=True), strict=True))
     sizes = reproducibility(sets)

@@ -149,8 +149,8 @@ KINDS: Mapping[str, Kind] = {
 
 
 def _identify_plan(ticket: Ticket, *, with_scores: bool = True) -> identifying.IdentifyPlan:
-    within = {"within": ticket.before("within")} if "within" in ticket.needs else {}
-    settings = IdentifySettings.of(**ticket.given | within)
+    carried = {name: ticket.before(name) for name in ("within", "prior") if name in ticket.needs}
+    settings = IdentifySettings.of(**ticket.given | carried)
     return identifying.plan_identify(
         ticket.arguments["model"], ticket.directory / TASKS, tuned={}, settings=settings,
         rules=ticket.rules, out=ticket.directory, with_scores=with_scores,

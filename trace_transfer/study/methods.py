@@ -34,8 +34,9 @@ class RunMethod:
     identify: Mapping[str, Any] = field(default_factory=dict)
     map: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
-    # if any, those of a second identification, on the target, within what was carried there
+    # if any, those of a second identification, on the target, and what it makes of what was carried there
     refine: Mapping[str, Any] = field(default_factory=dict)
+    refines: Literal["within", "prior"] = "within"
 
     @property
     def drawn(self) -> bool:
@@ -85,6 +86,9 @@ def _methods() -> Iterator[RunMethod]:
     told = "of the 20 % of the target that Transfer-LF carries over, the rows with the highest SNR on the target"
     yield replace(carried("transfer-snr-rows", "Transfer-LF, then SNR rows", told, "lf", ratio=0.2),
                   refine=own["snr", "rows"].identify)  # fmt: skip
+    told = "rows with the highest SNR on the target times the scores that Transfer-LF carries over"
+    yield replace(carried("prior-snr-rows", "Transfer-LF as a prior of SNR rows", told, "lf"),
+                  refine=own["snr", "rows"].identify, refines="prior")  # fmt: skip
     yield carried("random", "Random set", "a random set of the size of Transfer-LF's (control)", "lf", "random")
     yield carried("shuffled-map", "Shuffled layer map",
                   "Transfer-LF with the layers of the target shuffled (control)", "lf", match="shuffled")  # fmt: skip

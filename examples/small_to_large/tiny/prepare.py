@@ -98,15 +98,62 @@ comparisons: # stated beforehand; p is adjusted over them
   - {methods: [transfer-snr-rows], against: trace-snr-rows}
   - {methods: [transfer-snr-rows], against: shuffled-snr-rows}
   - {methods: [transfer-snr-rows], against: random-inside}"""
-KINDS = {"": (METHODS, COMPARISONS, 20), ".refined": (REFINED_METHODS, REFINED_COMPARISONS, 10)}
+
+# What the first runs found, asked again: twenty other seeds, two more controls, what was carried as a prior. The rates
+# are those that the first runs chose, but for what is new.
+CONFIRM_METHODS = """\
+methods: [sequential, trace-lf, transfer-lf, depth-map, shuffled-map, one-set, role-profile, random, trace-snr-rows,
+          prior-snr-rows, random-rows]"""
+CONFIRM_COMPARISONS = """\
+comparisons: # stated beforehand; p is adjusted over them
+  - {methods: [trace-lf, transfer-lf], against: random}
+  - {methods: [transfer-lf], against: trace-lf}
+  - {methods: [transfer-lf], against: depth-map}
+  - {methods: [transfer-lf], against: shuffled-map}
+  - {methods: [trace-lf], against: one-set}
+  - {methods: [trace-lf], against: role-profile}
+  - {methods: [trace-snr-rows], against: random-rows}
+  - {methods: [prior-snr-rows], against: trace-snr-rows}
+  - {methods: [trace-lf, transfer-lf, trace-snr-rows], against: sequential}"""
+KNOWN = "sequential", "trace-lf", "transfer-lf", "depth-map", "random", "trace-snr-rows", "random-rows"
+FIRST_RATES = {
+    "llama_to_qwen3.words": (5e-4, 2e-3, 2e-3, 4e-3, 8e-3, 4e-3, 8e-3),
+    "llama_to_qwen3.dialects": (2.5e-4, 2e-3, 1e-3, 1e-3, 4e-3, 4e-3, 4e-3),
+    "qwen3_to_llama.words": (1e-3, 4e-3, 2e-3, 2e-3, 1.6e-2, 8e-3, 1.6e-2),
+    "qwen3_to_llama.dialects": (2.5e-4, 2e-3, 2e-3, 4e-3, 4e-3, 4e-3, 4e-3),
+}
+OTHER_MODELS = "llama_to_qwen3.words"  # its first run had models of another training, so all rates are chosen anew
+AROUND = (0.5, 1, 2)
+NEW = {  # method → the one whose rate its own are chosen around, and by which factors
+    "shuffled-map": ("transfer-lf", AROUND),
+    "one-set": ("trace-lf", AROUND),
+    "role-profile": ("random", (0.25, 0.5, 1)),
+    "prior-snr-rows": ("trace-snr-rows", AROUND),
+}
+
+
+def rates_to_confirm(run: str) -> str:
+    first = dict(zip(KNOWN, FIRST_RATES[run], strict=True))
+    of = {name: (name, AROUND if run == OTHER_MODELS else (1,)) for name in KNOWN} | NEW
+    grids = {name: [first[like] * factor for factor in factors] for name, (like, factors) in of.items()}
+    return "rates: {" + ",\n                 ".join(f"{name}: {grid}" for name, grid in grids.items()) + "}"
+
+
+REFINED, CONFIRM = ".refined", ".confirm"
+KINDS = {
+    "": (METHODS, COMPARISONS, range(20)),
+    REFINED: (REFINED_METHODS, REFINED_COMPARISONS, range(10)),
+    CONFIRM: (CONFIRM_METHODS, CONFIRM_COMPARISONS, range(20, 40)),
+}
 
 
 def run_file(direction: str, tasks: str, kind: str = "") -> str:
     """The text of a run file."""
-    (source, target), (methods, comparisons, num_seeds) = DIRECTIONS[direction], KINDS[kind]
+    (source, target), (methods, comparisons, seeds) = DIRECTIONS[direction], KINDS[kind]
+    tuning = rates_to_confirm(f"{direction}.{tasks}") if kind == CONFIRM else TUNING[kind.removeprefix(".") or tasks]
     return RUN.substitute(
-        name=f"{direction}.{tasks}{kind}", source=source, target=target, seeds=list(range(num_seeds)),
-        methods=methods, comparisons=comparisons, tuning=TUNING[kind.removeprefix(".") or tasks],
+        name=f"{direction}.{tasks}{kind}", source=source, target=target, seeds=list(seeds),
+        methods=methods, comparisons=comparisons, tuning=tuning,
         tasks="".join(TASK.format(name) for name in SETS[tasks]),
         evaluations="".join(EVALUATION.format(name) for name in SETS[tasks]),
     )  # fmt: skip
