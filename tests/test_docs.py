@@ -46,6 +46,7 @@ ONLY_PARSED = {
     "examples/small_to_large/": "its models come from packages; tests/test_small_to_large.py runs it in small",
     "examples/identify/tasks.yaml": "its run took half an hour; tests/data/test_examples.py runs it in small",
     "--within": "chooses from what another command has carried; tests/identification/test_at_base.py does",
+    "--prior": "as --within",
     "--push-to-hub": "sends to the hub; tests of publishing do, to a server of their own",
     "me/core-sets:": "is on the hub",
     "llama3_to_qwen/": "at full size; tests/test_llama3_to_qwen.py plans it",

@@ -99,11 +99,23 @@ comparisons: # stated beforehand; p is adjusted over them
   - {methods: [transfer-snr-rows], against: shuffled-snr-rows}
   - {methods: [transfer-snr-rows], against: random-inside}"""
 
-# What the first runs found, asked again: twenty other seeds, two more controls, what was carried as a prior. The rates
-# are those that the first runs chose, but for what is new.
+# What the first runs found, asked again: twenty other seeds, two more controls, what was carried as a prior, and core
+# sets without embedding and head. The rates are those that the first runs chose, but for what is new.
 CONFIRM_METHODS = """\
-methods: [sequential, trace-lf, transfer-lf, depth-map, shuffled-map, one-set, role-profile, random, trace-snr-rows,
-          prior-snr-rows, random-rows]"""
+methods:
+  - sequential
+  - trace-lf
+  - transfer-lf
+  - depth-map
+  - shuffled-map
+  - one-set
+  - role-profile
+  - {name: lf-in-layers, like: trace-lf, identify: &layers {exclude: [embedding, head]}, title: "TRACE-LF in layers"}
+  - random
+  - trace-snr-rows
+  - prior-snr-rows
+  - {name: snr-rows-in-layers, like: trace-snr-rows, identify: *layers, title: "TRACE-SNR, rows in layers"}
+  - random-rows"""
 CONFIRM_COMPARISONS = """\
 comparisons: # stated beforehand; p is adjusted over them
   - {methods: [trace-lf, transfer-lf], against: random}
@@ -113,7 +125,8 @@ comparisons: # stated beforehand; p is adjusted over them
   - {methods: [trace-lf], against: one-set}
   - {methods: [trace-lf], against: role-profile}
   - {methods: [trace-snr-rows], against: random-rows}
-  - {methods: [prior-snr-rows], against: trace-snr-rows}
+  - {methods: [prior-snr-rows, snr-rows-in-layers], against: trace-snr-rows}
+  - {methods: [lf-in-layers], against: trace-lf}
   - {methods: [trace-lf, transfer-lf, trace-snr-rows], against: sequential}"""
 KNOWN = "sequential", "trace-lf", "transfer-lf", "depth-map", "random", "trace-snr-rows", "random-rows"
 FIRST_RATES = {
@@ -128,7 +141,9 @@ NEW = {  # method → the one whose rate its own are chosen around, and by which
     "shuffled-map": ("transfer-lf", AROUND),
     "one-set": ("trace-lf", AROUND),
     "role-profile": ("random", (0.25, 0.5, 1)),
+    "lf-in-layers": ("trace-lf", AROUND),
     "prior-snr-rows": ("trace-snr-rows", AROUND),
+    "snr-rows-in-layers": ("trace-snr-rows", AROUND),
 }
 
 
