@@ -249,8 +249,8 @@ def _tuning(run: FinishedRun, fronts: Mapping[str, Front]) -> records.TuningSumm
             lost = interval(front.lost_RS[number].tolist()) if front else None
             if averages:
                 points.append(records.RatePoint(rate=rate, average=interval(averages), learned=learned, lost=lost))
-        edges = dict(zip((tuning.rates[method][0], tuning.rates[method][-1]), ("lowest", "highest"), strict=True))
-        chosen = tuning.chosen[method]
+        (lowest, *_), (*_, highest), chosen = tuning.rates[method], tuning.rates[method], tuning.chosen[method]
+        edges = {lowest: "lowest", highest: "highest"} if lowest < highest else {}
         found.append(records.TunedMethod(method=method, chosen=chosen, edge=edges.get(chosen), points=tuple(points)))
     seeds = tuple(dict.fromkeys(seed for front in fronts.values() for seed in front.seeds))
     return records.TuningSummary(seeds=tuning.seeds, front_seeds=seeds, methods=tuple(found))
