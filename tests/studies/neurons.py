@@ -2,10 +2,11 @@
 
     python -m tests.studies.neurons SOURCE TARGET TASKS
 
-Each neuron or head of the target gets the score of those of the matched source layer that respond alike to the texts
-of the tasks (correlation of neurons, CKA of heads; mean over tokens). Printed is the rank correlation of these scores
-with the target's own, within each layer: its mean, that of sources at random (99 % of the draws lie within), and that
-of the target's own scores from other examples, which no carried score can be expected to pass. Markdown, on stdout.
+Each neuron or head of the target gets the mean rank of those of the matched source layer, weighted by how alike they
+respond to the texts of the tasks (squared: the correlation of neurons' means over tokens, CKA of heads'). Printed is
+the rank correlation of these scores with the target's own, by `snr`, within each layer, as a mean over the layers;
+beside it that of sources at random (99 % of the draws lie within), of the units' activity in the target alone, and of
+the target's own scores from other examples, which no carried score can be expected to pass. Markdown, on stdout.
 """
 
 from __future__ import annotations
@@ -90,18 +91,24 @@ def main(source: Path, target: Path, tasks: Path) -> None:
     draw = np.random.default_rng(0).permutation
     found_S, own, again = scores_of(source, tasks, 0), scores_of(target, tasks, 0), scores_of(target, tasks, 1)
     acts_S, acts_T = responses(source, tasks, found_S), responses(target, tasks, own)
-    click.echo("| units | task | carried | at random (99 %) | own, other examples |\n|---|---|---|---|---|")
+    click.echo(
+        "| units | task | carried | at random (99 %) | activity | own, other examples |\n|---|---|---|---|---|---|"
+    )
     for task, units in own:
         num_S, num_T = (1 + max(layer for one, layer in acts if one == units) for acts in (acts_S, acts_T))
         pairs = depth_pairs((num_S, num_T), by_target=True)
-        nearest = {t: alike(acts_S[units, s], acts_T[units, t]).argmax(axis=1) for s, t in pairs}
-        scores = {t: found_S[task, units][s] for s, t in pairs}
-        ours = own[task, units]
-        carried = agreement({t: one[nearest[t]] for t, one in scores.items()}, ours)
-        drawn = [agreement({t: draw(one)[nearest[t]] for t, one in scores.items()}, ours) for _ in range(DRAWS)]
+        weights = {t: alike(acts_S[units, s], acts_T[units, t]) ** 2 for s, t in pairs}
+        ranks, ours = {t: found_S[task, units][s].argsort().argsort() for s, t in pairs}, own[task, units]
+        carried = agreement({t: weights[t] @ one / weights[t].sum(axis=1) for t, one in ranks.items()}, ours)
+        drawn = [
+            agreement({t: weights[t] @ draw(one) / weights[t].sum(axis=1) for t, one in ranks.items()}, ours)
+            for _ in range(DRAWS)
+        ]
         low, high = np.quantile(drawn, [0.005, 0.995])
+        active = agreement({t: acts_T[units, t].square().sum(dim=(1, 2)).numpy() for t in ranks}, ours)
         ceiling = agreement(again[task, units], ours)
-        click.echo(f"| {units} | {task} | {carried:+.3f} | {low:+.3f} to {high:+.3f} | {ceiling:+.3f} |")
+        told = f"{carried:+.2f} | {low:+.2f} to {high:+.2f} | {active:+.2f} | {ceiling:+.2f}"
+        click.echo(f"| {units} | {task} | {told} |")
 
 
 if __name__ == "__main__":

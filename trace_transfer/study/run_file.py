@@ -12,7 +12,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Gt
+from annotated_types import Gt, MinLen
 from pydantic import Field
 
 from trace_transfer.data.tasks_file import TaskSpec, checked_items, locate
@@ -112,7 +112,7 @@ class TuningKeys(Settings):
     """Each method gets the learning rate whose models end best on average, on seeds that are not reported."""
 
     factors: tuple[Rate, ...] = setting((0.25, 0.5, 1.0, 2.0), "Of each method's own learning rate.", min_length=2)
-    rates: Mapping[str, Any] = setting(dict, "Method → its learning rates, in place of the factors; one where it is known.")
+    rates: Mapping[str, Any] = setting(dict, "Method → its learning rates (one, if it is known), not the factors.")
     seeds: Seeds = setting((), "On which rates are chosen; none of the reported ones.", min_length=1)
     front: Literal["tuning", "all"] = setting(
         "tuning", "Seeds that train every rate: those of the tuning, or the reported ones, too."
@@ -423,7 +423,7 @@ class _Reader:
             where = f"tuning.rates.{method.name}"
             own = {**run.sections["train"], **method.train}.get("learning_rate", DEFAULT_RATE)
             rates = keys.rates.get(method.name, [float(f"{own * factor:.12g}") for factor in keys.factors])
-            rates = validated(where, rates, tuple[Rate, ...], self.problems) or ()
+            rates = validated(where, rates, Annotated[tuple[Rate, ...], MinLen(1)], self.problems) or ()
             found[method.name] = tuple(sorted(set(rates)))
         return Rates(found, keys.seeds, keys.front == "all")
 
