@@ -202,7 +202,7 @@ def tuned(tmp_path_factory):
     )
     directory = write_run(
         tmp_path_factory.mktemp("tuned") / "run", methods=tuple(chosen), files=False, draws=2, comparisons=stated,
-        tuning=Tuning(seeds=(100, 101), rates=dict.fromkeys(chosen, TRIED), chosen=chosen),
+        tuning=Tuning(seeds=(100, 101), rates={**dict.fromkeys(chosen, TRIED), "joint": (1.0,)}, chosen=chosen),
     )  # fmt: skip
     return summarise(read_run(directory))
 

@@ -114,16 +114,16 @@ def test_tuning_and_comparisons(directory):
     own = {"name": "low", "like": "sequential", "train": {"learning_rate": 1e-4}}
     run = read(
         directory, methods=[own, "transfer-lf", "random"], seeds=[0, 1], orders="vary",
-        tuning={"seeds": [7, 8], "factors": [1, 0.3], "rates": {"random": [1e-2, 1e-3]}},
+        tuning={"seeds": [7, 8], "factors": [1, 0.3], "rates": {"random": [1e-2, 1e-3], "low": [5e-5]}},
         comparisons=[{"methods": "transfer-lf", "against": "random"},
                      {"methods": ["low", "transfer-lf"], "against": "random", "measure": "matched_forgetting"}],
     )  # fmt: skip
-    assert run.tuning.of == {"low": (3e-5, 1e-4), "transfer-lf": (3e-4, 1e-3), "random": (1e-3, 1e-2)}
-    assert {cell.axis for cell in cells_of(run)} == {"tuning"} and len(cells_of(run)) == 2 * 3 * 2
+    assert run.tuning.of == {"low": (5e-5,), "transfer-lf": (3e-4, 1e-3), "random": (1e-3, 1e-2)}
+    assert {cell.axis for cell in cells_of(run)} == {"tuning"} and len(cells_of(run)) == 2 * (1 + 2 + 2)
     assert {(c.seed, c.order[0]) for c in cells_of(run)} == {(7, "math"), (8, "code")}  # one order for all methods
-    cells = [cell for cell in cells_of(run, {"low": 3e-5, "random": 1e-2}) if cell.axis is None]
+    cells = [cell for cell in cells_of(run, {"low": 5e-5, "random": 1e-2}) if cell.axis is None]
     assert [(cell.method.name, cell.train.train.learning_rate) for cell in cells] == [
-        ("low", 3e-5), ("random", 1e-2), ("low", 3e-5), ("random", 1e-2),
+        ("low", 5e-5), ("random", 1e-2), ("low", 5e-5), ("random", 1e-2),
     ]  # fmt: skip
     assert [(one.methods, one.measure) for one in run.comparisons] == [
         (("transfer-lf",), "average"), (("low", "transfer-lf"), "matched_forgetting"),
@@ -134,6 +134,7 @@ def test_tuning_and_comparisons(directory):
     ("changes", "expected"),
     [
         ({"tuning": {"seeds": [0]}}, r"tuning\.seeds: found \[0\], expected each once and none of seeds: \[0\]"),
+        ({"tuning": {"seeds": [5], "rates": {"sequential": []}}}, r"tuning\.rates\.sequential: .*at least 1"),
         ({"comparisons": [{"methods": "transfer-lf"}]}, r"comparisons: item 1: against: None is none of sequential"),
         ({"metods": []}, r"metods: no such setting; did you mean methods\?"),
         ({"map": {"carry": "core"}}, r"map\.carry: is set by the run"),

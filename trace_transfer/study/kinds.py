@@ -114,11 +114,10 @@ def evaluate(ticket: Ticket, reporter: Reporter, stop: StopSignal) -> None:
     before = ticket.before("train")
     stream: StreamFile = read_artefact(before / RECORD, StreamFile)
     base: EvaluationFile = read_artefact(ticket.before("baseline") / BASELINE, EvaluationFile)
-    source = ModelSource.parse(ticket.arguments["model"])
-    patches = tuple(Patch.open(before / stage.patch) for stage in stream.stages)
+    state = ModelState(ModelSource.parse(ticket.arguments["model"]))
     rows = [ScoredStage(label="base", learned=(), scores=base.scores)]
     for number, stage in enumerate(stream.stages, start=1):
-        state = ModelState(source, patches[:number])
+        state = state.apply(Patch.open(before / stage.patch))
         found = _score(ticket, state, ticket.directory / f"{number}-{stage.label}", reporter)
         rows.append(ScoredStage(label=stage.label, learned=stage.tasks, scores=found.scores))
         stop.check(f"after scoring stage {number} of {len(stream.stages)}")

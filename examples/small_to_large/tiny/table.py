@@ -11,6 +11,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from examples.small_to_large.tiny.prepare import KINDS
+
 RESULTS = Path(__file__).parent / "results"
 OLD = "within tensors", "inside"  # what an earlier version called them
 Row = dict[str, str]
@@ -63,9 +65,11 @@ def comparisons(runs: list[Path]) -> Iterator[str]:
 def tables() -> str:
     """All of them, Markdown."""
     runs = sorted(RESULTS.iterdir(), key=lambda run: (run.name.partition(".")[0], "dialects" in run.name))
-    whole, refined = ([run for run in runs if run.name.endswith("refined") is kind] for kind in (False, True))
-    parts = [*map(methods, whole), comparisons(whole), *map(methods, refined)]
-    return "\n\n".join("\n".join(part) for part in [*parts, *([comparisons(refined)] if refined else [])]) + "\n"
+    parts: list[Iterator[str]] = []
+    for kind in KINDS:
+        of_kind = [run for run in runs if run.name == ".".join(run.name.split(".")[:2]) + kind]
+        parts += [*map(methods, of_kind), *([comparisons(of_kind)] if of_kind else [])]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
 if __name__ == "__main__":
