@@ -1,6 +1,6 @@
 """Do neurons and heads of a target that act like the core ones of a source matter for the same task?
 
-    python -m tests.studies.neurons SOURCE TARGET TASKS
+    python -m tests.studies.neurons RUN    # the run file of a study: of its source, its target and its tasks
 
 Each neuron or head of the target gets the mean rank of those of the matched source layer, weighted by how alike they
 respond to the texts of the tasks (squared: the correlation of neurons' means over tokens, CKA of heads'). Printed is
@@ -11,6 +11,7 @@ the target's own scores from other examples, which no carried score can be expec
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from trace_transfer.data.encoding import read_tasks
 from trace_transfer.families.model_handle import open_model
 from trace_transfer.families.registry import load_families
 from trace_transfer.progress import quiet_libraries
+from trace_transfer.study.run_file import load_run
 from trace_transfer.transfer.policies import depth_pairs
 
 UNITS = {"neurons": "mlp.down_proj", "heads": "self_attn.o_proj"}  # whose columns are read
@@ -82,12 +84,20 @@ def agreement(scores: Layers, own: Layers) -> float:
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.argument("target", type=click.Path(exists=True, path_type=Path))
-@click.argument("tasks", type=click.Path(exists=True, path_type=Path))
-def main(source: Path, target: Path, tasks: Path) -> None:
+@click.argument("run", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(run: Path) -> None:
     """Rank correlation of carried scores of units with the target's own."""
     quiet_libraries()
+    study = load_run(run)
+    specs = [task.spec.model_dump(mode="json", exclude_unset=True) for task in study.tasks]
+    specs = [{**spec, "data": str(study.directory.absolute() / spec["data"])} for spec in specs]
+    with tempfile.TemporaryDirectory() as directory:
+        tasks = Path(directory) / "tasks.yaml"
+        tasks.write_text(json.dumps({"tasks": specs}), "utf-8")
+        compare(Path(study.source), Path(study.target), tasks)
+
+
+def compare(source: Path, target: Path, tasks: Path) -> None:
     draw = np.random.default_rng(0).permutation
     found_S, own, again = scores_of(source, tasks, 0), scores_of(target, tasks, 0), scores_of(target, tasks, 1)
     acts_S, acts_T = responses(source, tasks, found_S), responses(target, tasks, own)

@@ -139,9 +139,9 @@ OTHER_MODELS = "llama_to_qwen3.words"  # its first run had models of another tra
 AROUND = (0.5, 1, 2)
 NEW = {  # method → the one whose rate its own are chosen around, and by which factors
     "shuffled-map": ("transfer-lf", AROUND),
-    "one-set": ("trace-lf", AROUND),
+    "one-set": ("trace-lf", (0.5, 1, 2, 4)),
     "role-profile": ("random", (0.25, 0.5, 1)),
-    "lf-in-layers": ("trace-lf", AROUND),
+    "lf-in-layers": ("trace-lf", (0.125, 0.25, 0.5, 1)),
     "prior-snr-rows": ("trace-snr-rows", AROUND),
     "snr-rows-in-layers": ("trace-snr-rows", AROUND),
 }
