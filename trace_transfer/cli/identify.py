@@ -24,8 +24,8 @@ tuned_option = partial(shared.many, "--tuned", callback=shared.mapped, metavar="
 
 
 def _carry_next(base: str, files: Sequence[Path], unit: str = "tensors") -> None:
-    """Core files are carried to another model with `map`; single parameters are of this one alone."""
-    if unit == "parameters":
+    """Core files are carried to another model with `map`; rows and single parameters are of this one alone."""
+    if unit in ("rows", "parameters"):
         shared.say_next(files, "train", base, "--stream", "STREAM.yaml")
         return
     cores = [word for file in files if file.name.endswith(".core.json") for word in ("--core", file)]
@@ -169,7 +169,7 @@ def select_command(files: tuple[Path, ...], ratio: float | None, unit: str | Non
     cores = reselect_all(files, ratio, unit, out)
     written = tuple(core_path(out, core) for core in cores)
     click.echo(render_core_sets(cores, (), written))
-    _carry_next(cores[0].model.id, written)
+    _carry_next(cores[0].model.id, written, cores[0].method.unit)
 
 
 @click.command("plot")
