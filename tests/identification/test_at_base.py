@@ -89,8 +89,9 @@ def test_snr_of_tensors_and_rows_is_the_formula_of_their_means(tiny, tasks, tmp_
 
 def test_one_task_alone_is_told_from_generic_text_and_has_no_warm_start(tiny, tmp_path):
     one = write_tasks(tmp_path, {"math": 4})
-    told = run("identify", tiny("qwen2"), "--tasks", one, "--method", "snr", "--out", tmp_path / "out")
-    assert "against generic text" in told.stderr
+    how = "--method", "snr", "--unit", "rows"
+    told = run("identify", tiny("qwen2"), "--tasks", one, *how, "--out", tmp_path / "out")
+    assert "against generic text" in told.stderr and "next: trace-transfer train " in told.stdout
     for options, why in (
         (("--against", "tasks"), "there is only math; take --against text"),
         (("--tuned", f"math={tiny('qwen2')}"), "taken at the base"),
