@@ -104,16 +104,15 @@ def compare(source: Path, target: Path, tasks: Path) -> None:
     click.echo(
         "| units | task | carried | at random (99 %) | activity | own, other examples |\n|---|---|---|---|---|---|"
     )
+    num_S, num_T = (1 + max(layer for _, layer in acts) for acts in (acts_S, acts_T))
+    pairs = depth_pairs((num_S, num_T), by_target=True)
+    likeness = {(units, t): alike(acts_S[units, s], acts_T[units, t]) ** 2 for units in UNITS for s, t in pairs}
+    weights_of = {key: one / one.sum(axis=1, keepdims=True) for key, one in likeness.items()}
     for task, units in own:
-        num_S, num_T = (1 + max(layer for one, layer in acts if one == units) for acts in (acts_S, acts_T))
-        pairs = depth_pairs((num_S, num_T), by_target=True)
-        weights = {t: alike(acts_S[units, s], acts_T[units, t]) ** 2 for s, t in pairs}
+        weights = {t: weights_of[units, t] for _, t in pairs}
         ranks, ours = {t: found_S[task, units][s].argsort().argsort() for s, t in pairs}, own[task, units]
-        carried = agreement({t: weights[t] @ one / weights[t].sum(axis=1) for t, one in ranks.items()}, ours)
-        drawn = [
-            agreement({t: weights[t] @ draw(one) / weights[t].sum(axis=1) for t, one in ranks.items()}, ours)
-            for _ in range(DRAWS)
-        ]
+        carried = agreement({t: weights[t] @ one for t, one in ranks.items()}, ours)
+        drawn = [agreement({t: weights[t] @ draw(one) for t, one in ranks.items()}, ours) for _ in range(DRAWS)]
         low, high = np.quantile(drawn, [0.005, 0.995])
         active = agreement({t: acts_T[units, t].square().sum(dim=(1, 2)).numpy() for t in ranks}, ours)
         ceiling = agreement(again[task, units], ours)

@@ -134,7 +134,7 @@ class _Builder:
                 source=self.run.source, target=self.run.target, tasks=list(self.tasks),
             )  # fmt: skip
         if cell.method.refine:
-            steps["refine"] = self._at_base(cell.refine, self.run.target, {cell.method.refines: steps["map"]})
+            steps["refine"] = self._at_base(cell.refine, self.run.target, {cell.method.refine_by: steps["map"]})
         cores = next((steps[kind] for kind in ("refine", "map", "identify") if kind in steps), None)
         steps["train"] = self._train(cell, cores)
         steps |= self._evaluate(steps["train"])

@@ -36,7 +36,7 @@ class RunMethod:
     train: Mapping[str, Any] = field(default_factory=dict)
     # if any, those of a second identification, on the target, and what it makes of what was carried there
     refine: Mapping[str, Any] = field(default_factory=dict)
-    refines: Literal["within", "prior"] = "within"
+    refine_by: Literal["within", "prior"] = "within"
 
     @property
     def drawn(self) -> bool:
@@ -88,7 +88,7 @@ def _methods() -> Iterator[RunMethod]:
                   refine=own["snr", "rows"].identify)  # fmt: skip
     told = "rows with the highest SNR on the target times the scores that Transfer-LF carries over"
     yield replace(carried("prior-snr-rows", "Transfer-LF as a prior of SNR rows", told, "lf"),
-                  refine=own["snr", "rows"].identify, refines="prior")  # fmt: skip
+                  refine=own["snr", "rows"].identify, refine_by="prior")  # fmt: skip
     yield carried("random", "Random set", "a random set of the size of Transfer-LF's (control)", "lf", "random")
     yield carried("shuffled-map", "Shuffled layer map",
                   "Transfer-LF with the layers of the target shuffled (control)", "lf", match="shuffled")  # fmt: skip
