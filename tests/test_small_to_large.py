@@ -35,6 +35,18 @@ def test_the_tables_of_the_readmes_are_made_of_the_results():
     assert {row["seeds"] for method, row in rows.items() if method != "Base model"} == {"5"}
     text = (DATA.parents[2] / "README.md").read_text("utf-8")
     short = text[text.index("## Is a core set worth it?") :].partition("\n## ")[0]
-    cells = [line.split("|")[2:4] for line in made.splitlines()]
     rows = [line.split("|")[2:4] for line in short.splitlines() if "[" in line and line.startswith("| ")]
-    assert len(rows) == 8 and all(row in cells for row in rows)
+    at_one_rate = {line.split("|")[2] for line in made.splitlines()}
+    at_its_own = {line.split("|")[3] for line in table.tuned(table.TUNED).splitlines() if line.count("|") == 6}
+    for shown, known, number in zip(zip(*rows, strict=True), (at_one_rate, at_its_own), (8, 5), strict=True):
+        cells = [cell for cell in shown if cell.strip()]
+        assert len(cells) == number and set(cells) <= known
+
+
+def test_the_tables_of_the_tuned_run_are_made_of_its_results():
+    text = (DATA.parent / "README.md").read_text("utf-8")
+    ended, asked = table.tuned(table.TUNED).split("\n\n")
+    assert ended in text and ended.count("\n") == 6  # five methods
+    assert asked in text and asked.count("\n") == 6  # four questions
+    rows = table.rows_of(table.TUNED, "01-*.csv")
+    assert {row["seeds"] for method, row in rows.items() if method != "Base model"} == {"7"}

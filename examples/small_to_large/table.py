@@ -1,7 +1,7 @@
-"""The study's table in this directory's README, from the CSV tables of a run.
+"""The study's tables in this directory's README, from the CSV tables of its runs.
 
-python -m examples.small_to_large.table                                # of results/: the run that the README tells of
-python -m examples.small_to_large.table runs/small_to_large/tables     # of a run of your own
+python -m examples.small_to_large.table                                # of results/: the runs that the README tells of
+python -m examples.small_to_large.table runs/small_to_large/tables     # of a run of run.yaml of your own
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import csv
 import sys
 from pathlib import Path
 
+from examples.small_to_large.tiny.table import comparisons, methods
+
 RESULTS = Path(__file__).parent / "results"
+TUNED = RESULTS / "tuned"
 LEARNED, TIME, MEMORY = "02-*.csv", "05-*.csv", "06-*.csv"
 HEAD = "| method | mean loss | forgetting | learned | finding core sets, s | its memory, GB | training, s |"
 
@@ -54,5 +57,10 @@ def table(tables: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tuned(tables: Path) -> str:
+    """Markdown: how each method of tuned.yaml ends at its own rate, and what was asked beforehand."""
+    return "\n".join([*methods(tables), "", *comparisons([tables])]) + "\n"
+
+
 if __name__ == "__main__":
-    print(table(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS), end="")
+    print(table(Path(sys.argv[1])) if len(sys.argv) > 1 else f"{table(RESULTS)}\n{tuned(TUNED)}", end="")

@@ -149,6 +149,8 @@ def test_several_processes_are_told_to_stop(tiny, tmp_path):
     wait_for(lambda: any(out.glob("steps/train-*/stages/1-*/loss.csv")), tmp_path / "log.txt")
     process.send_signal(signal.SIGTERM)
     assert ended(process, tmp_path / "log.txt") == 0
+    told = "SIGTERM: stops once these have saved or finished what they do: train (sequential, seed 0)"
+    assert told in (tmp_path / "log.txt").read_text()
     assert not list(out.glob("steps/train-*/step.json"))
     finish(file, out)
     assert log_of(out, "train").count(" begins, process ") == 2

@@ -288,11 +288,14 @@ class Here(Scheduler):
             self.failed.append((self.graph.label(one.step), how, message or f"{killed}; {log} says more"))
 
     def hand_on(self) -> None:
-        for one in self.running:
-            if one.process.is_alive() and not one.told:
-                one.told = True
-                with suppress(ProcessLookupError):
-                    os.kill(one.process.pid, signal.SIGTERM)
+        untold = [one for one in self.running if one.process.is_alive() and not one.told]
+        for one in untold:
+            one.told = True
+            with suppress(ProcessLookupError):
+                os.kill(one.process.pid, signal.SIGTERM)
+        if untold:
+            labels = ", ".join(self.graph.label(one.step) for one in untold)
+            self.display.note(f"SIGTERM: stops once these have saved or finished what they do: {labels}")
         time.sleep(LOOK_EVERY)
 
     def leave(self) -> None:
